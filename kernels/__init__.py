@@ -1,0 +1,1 @@
+"""Kernels, one per file, each with a plain torch version. None imports sglang."""

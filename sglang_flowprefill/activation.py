@@ -1,0 +1,32 @@
+"""The on/off switch: one environment variable, so that spawned processes inherit it.
+
+SGLang loads every installed plugin in every process. Ours does nothing at all unless this
+variable is set, which is what makes "installed but not enabled" equal to stock SGLang.
+"""
+
+import os
+from collections.abc import MutableMapping
+
+ENABLE_VARIABLE = "SGLANG_FLOWPREFILL"
+_TRUE = frozenset({"1", "true", "yes", "on"})
+
+
+def is_enabled(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Tell whether FlowPrefill is switched on for this process."""
+    return environment.get(ENABLE_VARIABLE, "").strip().lower() in _TRUE
+
+
+def enable(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Switch FlowPrefill on for this process and its children.
+
+    Call it before ``sglang.Engine(...)`` is built; a running engine is not affected.
+
+    >>> env = {}
+    >>> enable(env)
+    >>> is_enabled(env)
+    True
+    """
+    environment[ENABLE_VARIABLE] = "1"
+    # Static input buffers are shared by every eager forward of a process; a suspended prefill
+    # would read another batch's tokens from them. SGLang reads this on each forward.
+    environment["SGLANG_EAGER_INPUT_NO_COPY"] = "1"

@@ -1,0 +1,255 @@
+"""Every upstream symbol that this package touches, as data.
+
+A row is a promise that we rely on: the symbol exists and takes these parameters. Enabled, the
+plugin verifies all rows before anything starts and refuses to run on a mismatch: a renamed
+method would otherwise leave an override that nobody calls. ``tests/upstream`` runs the same
+check, and compares the rows with what the adapter's source really imports.
+"""
+
+import importlib.metadata
+import inspect
+import pkgutil
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_flowprefill.errors import UnsupportedSGLangError
+
+SUPPORTED_VERSIONS = ("0.5.23",)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSymbol:
+    """One symbol of SGLang.
+
+    Attributes:
+        path: Dotted path below ``sglang.srt``.
+        used_in: File of the adapter that uses it.
+        why: What for.
+        parameters: Leading parameter names of a callable that we call or override.
+    """
+
+    path: str
+    used_in: str
+    why: str
+    parameters: tuple[str, ...] | None = None
+
+
+_SCHEDULER = "managers.scheduler.Scheduler"
+
+
+def _override(name: str, why: str, *parameters: str) -> UpstreamSymbol:
+    return UpstreamSymbol(f"{_SCHEDULER}.{name}", "scheduler.py", why, ("self", *parameters))
+
+
+UPSTREAM = (
+    # Overridden or called methods of the scheduler.
+    UpstreamSymbol(_SCHEDULER, "scheduler.py", "subclassed", ("server_args", "port_args")),
+    _override("event_loop_normal", "replaced by the event loop"),
+    _override("event_loop_overlap", "never run by accident"),
+    _override("maybe_sleep_on_idle", "sleeps on ZMQ"),
+    _override("on_idle", "idle housekeeping and leak checks"),
+    _override("ingest_requests", "intake"),
+    _override("process_input_requests", "drains before control messages", "recv_reqs"),
+    _override("abort_request", "reaches suspended prefills", "recv_req"),
+    _override("is_fully_idle", "not while prefills are suspended", "for_health_check"),
+    _override("_collect_inflight_batches", "aborts and timeouts see suspended batches"),
+    _override("init_invariant_checker", "leak checks count suspended rows"),
+    _override("get_num_allocatable_reqs", "suspended requests count", "running_bs"),
+    _override("get_prefill_adder_class", "reserves for suspended requests"),
+    _override("get_new_batch_prefill", "admission and memory", "running_batch"),
+    _override("update_running_batch", "drops a cursor before retracting", "batch"),
+    _override("get_internal_state", "statistics", "recv_req"),
+    _override("_create_generation_req", "attaches the SLO", "recv_req"),
+    _override("_add_request_to_queue", "prefix match, restarts", "req", "is_retracted"),
+    _override("_release_aborted_request", "releases cancelled requests", "req"),
+    _override("send_abort_output", "answers cancelled requests", "abort_req", "req"),
+    _override("run_batch", "the forward pass", "batch"),
+    _override("process_batch_result", "first tokens, caching", "batch", "result"),
+    _override("_record_scheduler_state_for_paused_engine", "pause"),
+    # Functions and classes.
+    UpstreamSymbol(
+        "managers.scheduler._make_abort_req", "scheduler.py", "abort", ("req", "finished_reason")
+    ),
+    UpstreamSymbol(
+        "disaggregation.utils.prepare_abort", "scheduler.py", "abort", ("req", "error_message")
+    ),
+    UpstreamSymbol(
+        "mem_cache.common.release_kv_cache", "scheduler.py", "releases KV", ("req", "tree_cache")
+    ),
+    UpstreamSymbol("managers.schedule_batch.FINISH_ABORT", "scheduler.py", "aborted or not"),
+    UpstreamSymbol(
+        "managers.schedule_batch.Req",
+        "warm_up.py",
+        "warm-up requests",
+        ("rid", "origin_input_text", "origin_input_ids", "sampling_params"),
+    ),
+    UpstreamSymbol(
+        "managers.schedule_batch.Req.reset_for_retract", "scheduler.py", "restarts", ("self",)
+    ),
+    UpstreamSymbol(
+        "managers.schedule_batch.Req.init_next_round_input",
+        "scheduler.py",
+        "prefix match",
+        ("self", "tree_cache"),
+    ),
+    UpstreamSymbol(
+        "managers.schedule_batch.ScheduleBatch.filter_batch", "scheduler.py", "decode", ("self",)
+    ),
+    UpstreamSymbol(
+        "managers.schedule_batch.ScheduleBatch.merge_batch", "scheduler.py", "decode", ("self",)
+    ),
+    UpstreamSymbol(
+        "managers.schedule_batch.ScheduleBatch.check_decode_mem",
+        "scheduler.py",
+        "decode",
+        ("self",),
+    ),
+    UpstreamSymbol(
+        "managers.schedule_policy.PrefillAdder",
+        "prefill_adder.py",
+        "subclassed",
+        ("page_size", "tree_cache", "token_to_kv_pool_allocator", "running_batch"),
+    ),
+    UpstreamSymbol(
+        "managers.utils.is_health_check_generate_req", "scheduler.py", "not a user's", ("recv_req",)
+    ),
+    UpstreamSymbol(
+        "observability.req_time_stats.set_schedule_time_batch", "scheduler.py", "traces", ("batch",)
+    ),
+    UpstreamSymbol("sampling.sampling_params.SamplingParams", "warm_up.py", "warm-up requests"),
+    UpstreamSymbol("utils.common.DynamicGradMode", "scheduler.py", "the loop's grad mode"),
+    UpstreamSymbol("runtime_context.get_observability", "scheduler.py", "metrics on or off", ()),
+    UpstreamSymbol("runtime_context.get_forward", "forward_state.py", "per-forward flags", ()),
+    UpstreamSymbol("runtime_context.ForwardFlags._plain", "forward_state.py", "per-forward flags"),
+    UpstreamSymbol(
+        "model_executor.forward_context.set_forward_context",
+        "forward_state.py",
+        "per-forward context",
+        ("ctx",),
+    ),
+    UpstreamSymbol("environ.envs", "event_loop.py", "SGLang's own checks on or off"),
+    # Messages that the loop tells apart.
+    *(
+        UpstreamSymbol(f"managers.io_struct.{name}", used_in, "kind of message")
+        for name, used_in in (
+            ("AbortReq", "event_loop.py"),
+            ("BatchTokenizedGenerateReqInput", "event_loop.py"),
+            ("TokenizedGenerateReqInput", "event_loop.py"),
+            ("ConfigureLoggingReq", "scheduler.py"),
+            ("ContinueGenerationReqInput", "scheduler.py"),
+            ("FlushCacheReqInput", "scheduler.py"),
+            ("FreezeGCReq", "scheduler.py"),
+            ("GetInternalStateReq", "scheduler.py"),
+            ("PauseGenerationReqInput", "scheduler.py"),
+            ("GenerateReqInput", "http.py"),
+        )
+    ),
+    # Modules that are operators, and attention.
+    *(
+        UpstreamSymbol(f"layers.{name}", "model_runner.py", "operator boundary")
+        for name in (
+            "layernorm.RMSNorm",
+            "layernorm.GemmaRMSNorm",
+            "layernorm.Gemma3RMSNorm",
+            "layernorm.Gemma4RMSNorm",
+            "layernorm.LayerNorm",
+            "linear.LinearBase",
+            "radix_attention.RadixAttention",
+            "moe.fused_moe_triton.layer.FusedMoE",
+            "logits_processor.LogitsProcessor",
+        )
+    ),
+    UpstreamSymbol(
+        "layers.attention.base_attn_backend.AttentionBackend", "model_runner.py", "type of backends"
+    ),
+    UpstreamSymbol(
+        "layers.attention.attention_registry.ATTENTION_BACKENDS", "attention.py", "registration"
+    ),
+    UpstreamSymbol(
+        "layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_extend",
+        "attention.py",
+        "tiled on the CPU",
+        ("self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices"),
+    ),
+    # Start-up.
+    UpstreamSymbol("server_args.ServerArgs.add_cli_args", "plugin.py", "our flags", ("parser",)),
+    UpstreamSymbol("server_args.ServerArgs.from_cli_args", "plugin.py", "our flags", ("args",)),
+    UpstreamSymbol("server_args.ServerArgs.resolve_once", "plugin.py", "settings", ("self",)),
+    UpstreamSymbol("server_args.prepare_server_args", "launch.py", "command line", ("argv",)),
+    UpstreamSymbol("plugins.load_plugins", "launch.py", "plugin in every process", ()),
+    UpstreamSymbol("plugins.hook_registry.HookRegistry", "plugin.py", "hooks"),
+    UpstreamSymbol("plugins.hook_registry.HookType", "plugin.py", "hooks"),
+)
+
+# Imported by the process that speaks HTTP only: verified there, not in every scheduler.
+UPSTREAM_HTTP = (
+    UpstreamSymbol(
+        "managers.tokenizer_manager.TokenizerManager.generate_request",
+        "plugin.py",
+        "SLO and arrival stamp",
+        ("self", "obj", "request"),
+    ),
+    UpstreamSymbol(
+        "entrypoints.http_server.launch_server",
+        "launch.py",
+        "the server",
+        ("server_args", "init_tokenizer_manager_func", "run_scheduler_process_func"),
+    ),
+    UpstreamSymbol("entrypoints.http_server.app", "http.py", "middleware"),
+    UpstreamSymbol(
+        "managers.scheduler.run_scheduler_process",
+        "launch.py",
+        "the scheduler process",
+        ("server_args", "port_args", "gpu_id"),
+    ),
+    UpstreamSymbol("utils.kill_process_tree", "launch.py", "shutdown", ("parent_pid",)),
+)
+
+
+def verify_version() -> None:
+    """Check the installed SGLang's version.
+
+    Raises:
+        UnsupportedSGLangError: It is not one that this release was made for.
+    """
+    found = importlib.metadata.version("sglang")
+    if found.partition("+")[0] not in SUPPORTED_VERSIONS:
+        raise UnsupportedSGLangError(
+            f"SGLang {found} is installed; this release of sglang-flowprefill needs "
+            f"{' or '.join(SUPPORTED_VERSIONS)}: pip install sglang=={SUPPORTED_VERSIONS[-1]}"
+        )
+
+
+def verify_symbols(rows: tuple[UpstreamSymbol, ...] = UPSTREAM) -> None:
+    """Check that every row holds for the installed SGLang.
+
+    Raises:
+        UnsupportedSGLangError: Lists every row that does not.
+    """
+    problems = [problem for row in rows if (problem := mismatch(row))]
+    if problems:
+        raise UnsupportedSGLangError(
+            "the installed SGLang differs from the one FlowPrefill was made for:\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def mismatch(row: UpstreamSymbol) -> str | None:
+    """Return what is wrong with a row, None if it holds."""
+    path = f"sglang.srt.{row.path}"
+    try:
+        symbol = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError) as error:
+        return f"{path} (used in adapter/{row.used_in}) is gone: {error}"
+    if row.parameters is None:
+        return None
+    found = _parameter_names(symbol)
+    if found[: len(row.parameters)] != row.parameters:
+        return (
+            f"{path} (used in adapter/{row.used_in}) takes {found}, expected {row.parameters} first"
+        )
+    return None
+
+
+def _parameter_names(symbol: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(symbol).parameters)

@@ -1,0 +1,337 @@
+"""The event-driven loop of the scheduler process.
+
+    collect events -> (if any) one scheduling round -> carry the decision out -> collect events
+
+Carrying out a decision means running a prefill until it ends or an event interrupts it, running
+one decode step, or sleeping. Between two passes every started prefill is suspended, and all of
+them are in ``cursors``: nothing else in the process remembers them.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.environ import envs
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTokenizedGenerateReqInput,
+    TokenizedGenerateReqInput,
+)
+
+from sglang_flowprefill.adapter.event_source import EventSource
+from sglang_flowprefill.adapter.metrics import Metrics
+from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
+from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
+from sglang_flowprefill.adapter.requests import prefill_request, scheduler_clock_s
+from sglang_flowprefill.core import (
+    Decision,
+    DecodeView,
+    Event,
+    EventKind,
+    PrefillBatch,
+    PrefillScheduler,
+    ResumeBatch,
+    RunDecode,
+    SchedulerView,
+    StartBatch,
+    StatisticsRecorder,
+    Wait,
+)
+
+if TYPE_CHECKING:
+    from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler
+
+logger = logging.getLogger(__name__)
+
+_IDLE_WAIT_S = 1.0  # an idle server still answers SGLang's periodic housekeeping
+_BLOCKED_WAIT_S = 0.02  # work waits for memory, or a grammar for its compiler thread
+_GRAMMAR_POLL_S = 0.02
+
+
+class EventLoop:
+    """Runs prefills and decode steps of one scheduler process.
+
+    Args:
+        engine: The scheduler; this loop uses its primitives only.
+        runner: Makes prefill forwards suspendable.
+        events: What interrupts them.
+        policy: What decides.
+        metrics: Prometheus.
+        tpot_slo_s: A decode step is due this many seconds after the last.
+        checks_cursors: Verify suspended prefills at every resume.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        cursors: Every started and unfinished prefill, by batch id.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: "FlowPrefillScheduler",
+        runner: PreemptibleModelRunner,
+        events: EventSource,
+        policy: PrefillScheduler,
+        metrics: Metrics,
+        tpot_slo_s: float,
+        checks_cursors: bool,
+        clock: Callable[[], float] = scheduler_clock_s,
+    ) -> None:
+        self._engine = engine
+        self._runner = runner
+        self._events = events
+        self._policy = policy
+        self._metrics = metrics
+        self._tpot_slo_s = tpot_slo_s
+        self._checks_cursors = checks_cursors
+        self._clock = clock
+        self._recorder = StatisticsRecorder()
+        self._new_events: list[Event] = []
+        self._decision: Decision = Wait("start")
+        self._current: OperatorCursor | None = None
+        self._is_start_blocked = False
+        self._decode_due_s = 0.0
+        self._next_batch_id = 0
+        self.cursors: dict[int, OperatorCursor] = {}
+
+    @property
+    def suspended_reqs(self) -> list[Any]:
+        """SGLang's requests of all started and unfinished prefills."""
+        return [req for cursor in self.cursors.values() for req in cursor.reqs]
+
+    def run(self) -> None:
+        """Serve until SGLang asks to exit."""
+        engine = self._engine
+        while not engine.gracefully_exit:
+            self._collect_events()
+            if engine._engine_paused:
+                engine._record_scheduler_state_for_paused_engine()
+                self._events.wait(_IDLE_WAIT_S)
+                continue
+            if self._new_events:
+                self._decision = self._run_round()
+            self._carry_out(self._decision)
+            if envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get():
+                engine.invariant_checker.self_check_during_busy()
+
+    def sleep_idle(self) -> None:
+        """Block until a message comes or housekeeping is due."""
+        self._events.wait(_IDLE_WAIT_S)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the statistics as plain values."""
+        statistics = self._recorder.statistics()
+        return {
+            "policy": type(self._policy.policy).__name__,
+            "num_events": {kind.value: n for kind, n in statistics.num_events.items()},
+            "num_rounds": statistics.num_rounds,
+            "num_preemptions": statistics.num_preemptions,
+            "num_prefills": statistics.num_prefills,
+            "num_cancelled": statistics.num_cancelled,
+            "num_decode_steps": statistics.num_decode_steps,
+            "num_suspended": len(self.cursors),
+            "attainment": {
+                name: {"num_finished": a.num_finished, "num_attained": a.num_attained}
+                for name, a in statistics.attainment.items()
+            },
+        }
+
+    # ---- events ----
+
+    def _collect_events(self) -> None:
+        for message in self._engine.ingest_requests():
+            for kind in _kinds_of(message):
+                self._note(kind)
+        for _ in range(self._engine.admit_ready_grammars()):
+            self._note(EventKind.GRAMMAR_READY)
+        if self._engine.has_decode_work and self._clock() >= self._decode_due_s:
+            self._note(EventKind.TIMER)
+
+    def _note(self, kind: EventKind) -> None:
+        self._new_events.append(Event(kind, self._clock()))
+        self._recorder.num_events[kind] += 1
+        self._metrics.on_event(kind)
+
+    # ---- rounds ----
+
+    def _run_round(self) -> Decision:
+        """Decide once, for all events since the last round."""
+        if any(e.kind in (EventKind.COMPLETION, EventKind.ABORT) for e in self._new_events):
+            self._is_start_blocked = False  # memory may have come free
+        self._new_events.clear()
+        self._recorder.num_rounds += 1
+        self._metrics.on_round()
+        now_s = self._clock()
+        decision = self._policy.decide(self._view(), now_s)
+        logger.debug("FlowPrefill: %s", decision)
+        return decision
+
+    def _view(self) -> SchedulerView:
+        decode = DecodeView(self._decode_due_s) if self._engine.has_decode_work else None
+        return SchedulerView(
+            waiting=[prefill_request(req) for req in self._engine.waiting_queue],
+            batches=[cursor.prefill for cursor in self.cursors.values()],
+            current=None if self._current is None else self._current.prefill,
+            decode=decode,
+            can_start=not self._is_start_blocked,
+        )
+
+    # ---- carrying out ----
+
+    def _carry_out(self, decision: Decision) -> None:
+        match decision:
+            case StartBatch():
+                self._start(decision)
+            case ResumeBatch():
+                self._resume(self.cursors[decision.batch_id])
+            case RunDecode():
+                self._decode()
+            case Wait():
+                self._wait()
+
+    def _start(self, decision: StartBatch) -> None:
+        """Form the batch and run it; without memory for it, decide again without new batches."""
+        by_id = {id(prefill_request(req)): req for req in self._engine.waiting_queue}
+        reqs = [by_id[id(request)] for request in decision.requests]
+        batch = self._engine.form_prefill_batch(reqs)
+        if batch is None:
+            self._is_start_blocked = True
+            self._decision = self._policy.decide(self._view(), self._clock())
+            return
+        self._resume(self._open_cursor(batch))
+
+    def _open_cursor(self, batch: Any) -> OperatorCursor:
+        requests = tuple(prefill_request(req) for req in batch.reqs)
+        prefill = PrefillBatch(self._next_batch_id, requests, self._policy.predict_s(requests))
+        self._next_batch_id += 1
+        execution = self._runner.cursor(lambda: self._engine.run_forward(batch))
+        cursor = OperatorCursor(prefill, batch, execution, self._clock())
+        self.cursors[prefill.batch_id] = cursor
+        return cursor
+
+    def _resume(self, cursor: OperatorCursor) -> None:
+        """Run a prefill until it ends or an event comes."""
+        if self._current is not None and self._current is not cursor:
+            self._current.prefill.num_preemptions += 1
+            self._recorder.num_preemptions += 1
+            self._metrics.on_preemption()
+        self._current = cursor
+        self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
+        self._arm_timer()
+        self._metrics.on_suspended(len(self.cursors) - 1)
+        if self._run_slice(cursor):
+            self._finish(cursor)
+        else:
+            self._metrics.on_yield(self._clock() - self._events.last_quiet_s)
+
+    def _run_slice(self, cursor: OperatorCursor) -> bool:
+        engine = self._engine
+        engine.cur_batch_for_debug = cursor.batch
+        with engine.scheduler_stage_metrics.record("run_batch"):
+            return cursor.run_slice(
+                self._clock, engine.req_to_token_pool.req_to_token, check=self._checks_cursors
+            )
+
+    def _arm_timer(self) -> None:
+        """Have the boundaries of the next slice notice what no message announces."""
+        due_s = self._decode_due_s if self._engine.has_decode_work else float("inf")
+        if self._engine.grammar_manager.has_waiting_grammars():
+            due_s = min(due_s, self._clock() + _GRAMMAR_POLL_S)
+        self._events.arm(due_s)
+
+    def _finish(self, cursor: OperatorCursor) -> None:
+        self._forget(cursor)
+        engine, batch = self._engine, cursor.batch
+        # SGLang books launch-to-result as prefill time; suspensions are not.
+        batch.launch_ts = time.monotonic() - cursor.prefill.run_s
+        reqs = list(batch.reqs)
+        engine.process_batch_result(batch, cursor.execution.result)
+        now_s = self._clock()
+        for req in filter(engine.counts_for_attainment, reqs):
+            request = prefill_request(req)
+            attained = self._recorder.on_first_token(request, now_s)
+            self._metrics.on_first_token(request.slo.class_name, is_attained=attained)
+        had_decode_work = engine.has_decode_work
+        engine.join_decode(batch)
+        if not had_decode_work:
+            self._decode_due_s = now_s + self._tpot_slo_s
+        self._recorder.num_prefills += 1
+        self._note(EventKind.COMPLETION)
+
+    def _decode(self) -> None:
+        self._engine.run_decode_step()
+        self._decode_due_s = self._clock() + self._tpot_slo_s
+        self._recorder.num_decode_steps += 1
+        self._note(EventKind.COMPLETION)
+
+    def _wait(self) -> None:
+        """Nothing to run: SGLang's idle housekeeping, then sleep."""
+        engine = self._engine
+        engine._sched_idled = True
+        engine.cur_batch_for_debug = None
+        engine.on_idle()
+        if not engine.is_fully_idle():
+            self._events.wait(_BLOCKED_WAIT_S)
+            if engine.waiting_queue:
+                self._is_start_blocked = False
+                self._note(EventKind.TIMER)
+
+    # ---- leaving early ----
+
+    def drain(self) -> None:
+        """Run every suspended prefill to its end, undisturbed."""
+        for cursor in list(self.cursors.values()):
+            cursor.execution.is_preemptible = False
+            self._run_slice(cursor)
+            self._finish(cursor)
+
+    def cancel_aborted(self) -> None:
+        """Cancel prefills whose every request was aborted; their memory is free at once.
+
+        A batch with a live member runs on: its forward pass needs all its rows, and SGLang drops
+        the aborted members when it processes the result.
+        """
+        for cursor in list(self.cursors.values()):
+            if all(req.to_finish is not None for req in cursor.reqs):
+                self._cancel(cursor, self._engine.release_aborted)
+
+    def drop_one_cursor(self) -> bool:
+        """Cancel the prefill that has run least, to start over later; its memory is free now.
+
+        Returns:
+            False if there is none.
+        """
+        if not self.cursors:
+            return False
+        cursor = min(self.cursors.values(), key=lambda c: c.prefill.run_s)
+        logger.warning(
+            "FlowPrefill: decode needs memory; restarting the prefill of %s later (%.3f s of "
+            "computation are lost)",
+            [req.rid for req in cursor.reqs],
+            cursor.prefill.run_s,
+        )
+        self._cancel(cursor, self._engine.requeue)
+        return True
+
+    def _cancel(self, cursor: OperatorCursor, release: Callable[[Any], None]) -> None:
+        self._forget(cursor)
+        cursor.cancel(self._clock())
+        for req in list(cursor.reqs):
+            release(req)
+        self._recorder.num_cancelled += 1
+        self._note(EventKind.ABORT)
+
+    def _forget(self, cursor: OperatorCursor) -> None:
+        del self.cursors[cursor.prefill.batch_id]
+        if self._current is cursor:
+            self._current = None
+        self._metrics.on_suspended(len(self.cursors))
+
+
+def _kinds_of(message: Any) -> list[EventKind]:
+    if isinstance(message, BatchTokenizedGenerateReqInput):
+        return [EventKind.ARRIVAL] * len(message)
+    if isinstance(message, TokenizedGenerateReqInput):
+        return [EventKind.ARRIVAL]
+    return [EventKind.ABORT if isinstance(message, AbortReq) else EventKind.CONTROL]

@@ -1,0 +1,96 @@
+"""FlowPrefill's settings on SGLang's command line, and the settings it needs SGLang to have.
+
+``--flowprefill-*`` flags are added to SGLang's own parser, so ``--config FILE.yaml`` carries
+them too. ``sglang.Engine`` has no parser; there the settings come from ``SGLANG_FLOWPREFILL_*``
+variables. Either way they travel to the scheduler process on ``ServerArgs._flowprefill``:
+underscore attributes survive its pickling (SGLang 0.5.23, ``ServerArgs.__reduce__``).
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+from sglang_flowprefill.adapter.unsupported import require_supported_settings
+from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
+from sglang_flowprefill.errors import FlowPrefillError
+
+_ATTRIBUTE = "_flowprefill"
+_DEST_PREFIX = "flowprefill_"
+
+
+def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
+    """Add the flags (AFTER hook of ``ServerArgs.add_cli_args``)."""
+    group = parser.add_argument_group("FlowPrefill")
+    for spec in fields(FlowPrefillConfig):
+        default = "" if spec.default is None else f" Default: {spec.default}."
+        if isinstance(spec.default, bool):
+            group.add_argument(
+                flag_of(spec.name),
+                dest=_DEST_PREFIX + spec.name,
+                action="store_true",
+                default=None,
+                help=spec.metadata["help"],
+            )
+        else:
+            group.add_argument(
+                flag_of(spec.name),
+                dest=_DEST_PREFIX + spec.name,
+                metavar=spec.name.rpartition("_")[2].upper(),
+                help=(spec.metadata["help"] + default).replace("%", "%%"),
+            )
+
+
+def read_flags(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    """Build ``ServerArgs`` with our settings on it (AROUND hook of ``from_cli_args``)."""
+    record = original(cls, args)
+    with _usage_errors():
+        config = replace(FlowPrefillConfig.from_environment(), **_given_settings(args))
+        setattr(record, _ATTRIBUTE, config)
+    return record
+
+
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    given = {}
+    for spec in fields(FlowPrefillConfig):
+        value = getattr(args, _DEST_PREFIX + spec.name, None)
+        if value is not None:
+            is_text = isinstance(value, str)
+            given[spec.name] = (
+                parse_setting(spec.name, value, flag_of(spec.name)) if is_text else value
+            )
+    return given
+
+
+def prepare_settings(record: Any) -> None:
+    """Check and complete SGLang's settings (BEFORE hook of ``ServerArgs.resolve_once``).
+
+    Resolution runs again in every process, on a record that is sealed by then: only the first
+    call, in the process that the user started, may change it.
+    """
+    if getattr(record, "_resolution_finished", False) or getattr(record, "_input_frozen", False):
+        return
+    with _usage_errors():
+        if not hasattr(record, _ATTRIBUTE):
+            setattr(record, _ATTRIBUTE, FlowPrefillConfig.from_environment())
+        require_supported_settings(record)
+    record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
+    record.chunked_prefill_size = -1
+    if record.cuda_graph_backend_prefill is None:
+        record.cuda_graph_backend_prefill = "disabled"  # replayed graphs have no boundaries
+
+
+def config_of(record: Any) -> FlowPrefillConfig:
+    """Return our settings as they arrived with SGLang's."""
+    config: FlowPrefillConfig = getattr(record, _ATTRIBUTE)
+    return config
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Turn our errors into a clean exit: a traceback would hide the one line that matters."""
+    try:
+        yield
+    except FlowPrefillError as error:
+        raise SystemExit(f"flowprefill: error: {error}") from None

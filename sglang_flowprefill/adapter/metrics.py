@@ -1,0 +1,73 @@
+"""Prometheus metrics of the scheduler process, under ``sglang_flowprefill_``.
+
+SGLang collects metrics of all its processes through prometheus_client's multiprocess files, whose
+folder must be in the environment before that library is first imported: hence the late import.
+"""
+
+from sglang_flowprefill.core import EventKind
+
+_BLOCKING_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+
+class Metrics:
+    """Counters and histograms; every method does nothing without ``--enable-metrics``."""
+
+    def __init__(self, *, is_enabled: bool) -> None:
+        self._is_enabled = is_enabled
+        if not is_enabled:
+            return
+        from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415 (see above)
+
+        prefix = "sglang_flowprefill_"
+        self._events = Counter(
+            f"{prefix}events_total", "Events that reached the scheduler.", ["kind"]
+        )
+        self._rounds = Counter(f"{prefix}rounds_total", "Scheduling rounds.")
+        self._preemptions = Counter(
+            f"{prefix}preemptions_total", "Times an unfinished prefill made way for another."
+        )
+        self._suspended = Gauge(
+            f"{prefix}suspended_cursors",
+            "Prefills that stand suspended at an operator boundary.",
+            multiprocess_mode="livesum",
+        )
+        self._blocking = Histogram(
+            f"{prefix}blocking_seconds",
+            "Upper bound of the time from an event to the yield of the running prefill.",
+            buckets=_BLOCKING_BUCKETS_S,
+        )
+        self._first_tokens = Counter(
+            f"{prefix}first_tokens_total",
+            "First tokens by SLO class and whether they met their TTFT objective.",
+            ["slo_class", "attained"],
+        )
+
+    def on_event(self, kind: EventKind) -> None:
+        """Count an event."""
+        if self._is_enabled:
+            self._events.labels(kind.value).inc()
+
+    def on_round(self) -> None:
+        """Count a scheduling round."""
+        if self._is_enabled:
+            self._rounds.inc()
+
+    def on_preemption(self) -> None:
+        """Count a preemption."""
+        if self._is_enabled:
+            self._preemptions.inc()
+
+    def on_suspended(self, num_cursors: int) -> None:
+        """Publish how many prefills stand suspended."""
+        if self._is_enabled:
+            self._suspended.set(num_cursors)
+
+    def on_yield(self, blocking_s: float) -> None:
+        """Record how long an event has waited at most for the running prefill to yield."""
+        if self._is_enabled:
+            self._blocking.observe(blocking_s)
+
+    def on_first_token(self, class_name: str, *, is_attained: bool) -> None:
+        """Count a first token."""
+        if self._is_enabled:
+            self._first_tokens.labels(class_name, str(is_attained).lower()).inc()

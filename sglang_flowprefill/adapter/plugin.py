@@ -1,0 +1,79 @@
+"""The entry point that SGLang loads in every process (group ``sglang.srt.plugins``).
+
+Not enabled: returns at once, SGLang stays stock. Enabled: verifies the installed SGLang, then
+registers hooks. SGLang logs and swallows exceptions of plugins, which would leave a stock server
+running under our name; ``SystemExit`` is the one thing that it lets through.
+"""
+
+import multiprocessing
+import sys
+
+from sglang_flowprefill.activation import enable, is_enabled
+from sglang_flowprefill.errors import UnsupportedSGLangError
+
+
+def register() -> None:
+    """Register FlowPrefill's hooks if it is enabled.
+
+    Raises:
+        SystemExit: The installed SGLang does not fit.
+    """
+    if not is_enabled():
+        return
+    enable()  # completes the environment where only the main variable was set by hand
+    from sglang_flowprefill.adapter import compat  # noqa: PLC0415 (nothing when not enabled)
+
+    try:
+        compat.verify_version()
+        compat.verify_symbols()
+        _register_settings()
+        if "sglang.srt.managers.scheduler" in sys.modules:
+            _register_scheduler()
+        if multiprocessing.parent_process() is None or _hosts_an_engine():
+            compat.verify_symbols(compat.UPSTREAM_HTTP)
+            _register_http()
+    except UnsupportedSGLangError as error:
+        raise SystemExit(f"flowprefill: error: {error}") from error
+
+
+def _hosts_an_engine() -> bool:
+    """A child process may build an ``sglang.Engine`` of its own."""
+    return "sglang.srt.entrypoints.engine" in sys.modules
+
+
+def _register_settings() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
+
+    from sglang_flowprefill.adapter import flags  # noqa: PLC0415
+
+    server_args = "sglang.srt.server_args.ServerArgs"
+    HookRegistry.register(f"{server_args}.add_cli_args", flags.add_flags, HookType.AFTER)
+    HookRegistry.register(f"{server_args}.from_cli_args", flags.read_flags, HookType.AROUND)
+    HookRegistry.register(f"{server_args}.resolve_once", flags.prepare_settings, HookType.BEFORE)
+
+
+def _register_scheduler() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
+
+    from sglang_flowprefill.adapter.attention import register_tiled_attention  # noqa: PLC0415
+    from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
+
+    register_tiled_attention()
+    HookRegistry.register(
+        "sglang.srt.managers.scheduler.Scheduler", FlowPrefillScheduler, HookType.REPLACE
+    )
+
+
+def _register_http() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
+
+    from sglang_flowprefill.adapter import http  # noqa: PLC0415
+
+    HookRegistry.register(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        http.stamp_request,
+        HookType.AROUND,
+    )
+    HookRegistry.register(
+        "sglang.srt.entrypoints.http_server.launch_server", http.add_middleware, HookType.BEFORE
+    )

@@ -1,0 +1,72 @@
+"""SGLang's ``Req`` seen as the policy's ``PrefillRequest``, and SLOs on their way between them.
+
+An SLO travels in ``sampling_params.custom_params``, which SGLang forwards untouched from every
+route to the scheduler. The tokenizer process validates it and writes the three keys below; the
+scheduler process reads nothing else.
+"""
+
+import time
+from typing import Any
+
+from sglang_flowprefill.api.slo import ARRIVAL_KEY, CLASS_KEY, TTFT_SLO_KEY
+from sglang_flowprefill.core import PrefillRequest, Slo
+
+_ATTRIBUTE = "flowprefill"
+_MAX_PLAUSIBLE_AGE_S = 24 * 3600.0
+
+
+def attach_prefill_request(req: Any, default_slo: Slo, now_s: float, wall_now_s: float) -> None:
+    """Give a new ``Req`` its ``PrefillRequest``.
+
+    Args:
+        req: SGLang's ``Req``, just made.
+        default_slo: For requests that did not pass our tokenizer hook (warm-up, health checks).
+        now_s: Scheduler clock.
+        wall_now_s: ``time.time()`` at the same moment; arrivals are stamped in wall time, since
+            monotonic clocks of two machines do not compare.
+    """
+    params = req.sampling_params.custom_params or {}
+    slo = default_slo
+    if TTFT_SLO_KEY in params:
+        slo = Slo(params[TTFT_SLO_KEY] / 1000.0, params.get(CLASS_KEY, default_slo.class_name))
+    age_s = wall_now_s - params.get(ARRIVAL_KEY, wall_now_s)
+    if not 0.0 <= age_s <= _MAX_PLAUSIBLE_AGE_S:
+        age_s = 0.0  # a wall clock stepped; arrival is now
+    setattr(req, _ATTRIBUTE, _describe(req, now_s - age_s, slo))
+
+
+def restart_prefill_request(req: Any, now_s: float) -> None:
+    """Renew the description of a ``Req`` that lost its KV and must be prefilled again.
+
+    Its first token may be out already; the objective counts from now, so that it is neither
+    doomed nor first.
+    """
+    setattr(req, _ATTRIBUTE, _describe(req, now_s, prefill_request(req).slo))
+
+
+def prefill_request(req: Any) -> PrefillRequest:
+    """Return the policy's view of a ``Req``."""
+    request: PrefillRequest = getattr(req, _ATTRIBUTE)
+    return request
+
+
+def update_cached_tokens(req: Any) -> None:
+    """Take over the prefix length that SGLang matched for this ``Req``."""
+    request = prefill_request(req)
+    num_tokens = request.num_uncached_tokens + request.num_cached_tokens
+    num_cached = min(int(req.prefix_len or 0), num_tokens - 1)
+    if num_cached != request.num_cached_tokens:
+        updated = PrefillRequest(
+            request.request_id, request.arrival_s, request.slo, num_tokens - num_cached, num_cached
+        )
+        setattr(req, _ATTRIBUTE, updated)
+
+
+def scheduler_clock_s() -> float:
+    """Return the clock of all scheduling: monotonic, seconds."""
+    return time.monotonic()
+
+
+def _describe(req: Any, arrival_s: float, slo: Slo) -> PrefillRequest:
+    num_tokens = len(req.origin_input_ids) + len(req.output_ids)
+    return PrefillRequest(req.rid, arrival_s, slo, max(num_tokens, 1))

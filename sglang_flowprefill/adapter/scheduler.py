@@ -1,0 +1,307 @@
+"""SGLang's scheduler process with FlowPrefill inside: a thin subclass, its seam with upstream.
+
+Every override is here; what they add up to is in ``event_loop.py``. Overrides do one of three
+things: replace the loop, make suspended prefills visible to SGLang's own bookkeeping (aborts,
+leak checks, admission, idleness), or carry out one primitive of the loop with upstream's parts.
+Zero-argument ``super()`` throughout: SGLang's hook registry rebinds the name ``Scheduler``,
+also in this module, to this class.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sglang.srt.disaggregation.utils import prepare_abort
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    BatchTokenizedGenerateReqInput,
+    ConfigureLoggingReq,
+    ContinueGenerationReqInput,
+    FlushCacheReqInput,
+    FreezeGCReq,
+    GetInternalStateReq,
+    PauseGenerationReqInput,
+    TokenizedGenerateReqInput,
+)
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
+from sglang.srt.managers.utils import is_health_check_generate_req
+from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.observability.req_time_stats import set_schedule_time_batch
+from sglang.srt.runtime_context import get_observability
+from sglang.srt.utils.common import DynamicGradMode
+
+from sglang_flowprefill.adapter.event_loop import EventLoop
+from sglang_flowprefill.adapter.event_source import EventSource
+from sglang_flowprefill.adapter.flags import config_of
+from sglang_flowprefill.adapter.metrics import Metrics
+from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
+from sglang_flowprefill.adapter.prefill_adder import InflightView, prefill_adder_with
+from sglang_flowprefill.adapter.profile import prefill_cost, profile_key
+from sglang_flowprefill.adapter.requests import (
+    attach_prefill_request,
+    restart_prefill_request,
+    scheduler_clock_s,
+    update_cached_tokens,
+)
+from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
+from sglang_flowprefill.adapter.warm_up import measure_prefill_s
+from sglang_flowprefill.api.slo import load_slo_classes
+from sglang_flowprefill.core import POLICY_TYPES, PrefillCost, PrefillScheduler, SEdf
+from sglang_flowprefill.core.batching import BatchLimits
+
+logger = logging.getLogger(__name__)
+
+# These may run beside suspended prefills. Anything else (weights, LoRA, memory, profiling,
+# shutdown, ...) finds none: they are run to their end first.
+_HARMLESS_MESSAGES = (
+    TokenizedGenerateReqInput,
+    BatchTokenizedGenerateReqInput,
+    AbortReq,
+    FlushCacheReqInput,  # refuses by itself while the server is not idle
+    GetInternalStateReq,
+    FreezeGCReq,
+    ConfigureLoggingReq,
+    ContinueGenerationReqInput,
+)
+_DEFAULT_BATCH_TOKENS = {"cpu": 512}
+_DEFAULT_BATCH_TOKENS_ON_GPU = 2048  # the paper's token bound
+
+
+class FlowPrefillScheduler(Scheduler):
+    """SGLang's scheduler with operator-level preemption and event-driven rounds."""
+
+    def __init__(self, server_args: Any, port_args: Any) -> None:
+        self._loop: EventLoop | None = None  # upstream's __init__ calls some of our overrides
+        super().__init__(server_args, port_args)
+        config = config_of(server_args)
+        require_supported_scheduler(self)
+        self._default_slo = load_slo_classes(config.slo_config, config.default_ttft_slo_ms).default
+        events = EventSource(
+            [self.ipc_channels.recv_from_tokenizer, self.ipc_channels.recv_from_rpc]
+        )
+        runner = PreemptibleModelRunner(self.tp_worker.model_runner, events.has_event)
+        with DynamicGradMode():
+            cost = self._profile(runner, config.profile_cache_dir)
+        device_tokens = _DEFAULT_BATCH_TOKENS.get(str(self.device), _DEFAULT_BATCH_TOKENS_ON_GPU)
+        policy_type = POLICY_TYPES[config.policy]
+        policy = SEdf(config.starvation_factor) if policy_type is SEdf else policy_type()
+        self._loop = EventLoop(
+            engine=self,
+            runner=runner,
+            events=events,
+            policy=PrefillScheduler(
+                policy=policy,
+                cost=cost,
+                limits=BatchLimits(config.max_batch_tokens or device_tokens),
+                max_suspended=config.max_suspended,
+                min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
+            ),
+            metrics=Metrics(is_enabled=get_observability().enable_metrics),
+            tpot_slo_s=config.tpot_slo_ms / 1000.0,
+            checks_cursors=config.check_cursors,
+        )
+        logger.info(
+            "FlowPrefill is active: policy %s, %d operator boundaries in %d layers, %s",
+            config.policy,
+            len(runner.boundaries),
+            runner.num_layers,
+            type(self.tp_worker.model_runner.attn_backend).__name__,
+        )
+
+    def _profile(self, runner: PreemptibleModelRunner, cache_dir: str | None) -> PrefillCost:
+        """Warm the model up, check that its boundaries fire, and fetch or measure its costs."""
+        measure_prefill_s(self, runner, 16, check_boundaries=True)
+        max_tokens = min(self.max_req_input_len, self.max_total_num_tokens // 2)
+        key = profile_key(self.tp_worker.model_runner)
+        return prefill_cost(
+            key, max_tokens, lambda n: measure_prefill_s(self, runner, n), cache_dir
+        )
+
+    # ---- the loop ----
+
+    @DynamicGradMode()
+    def event_loop_normal(self) -> None:
+        """Serve until shutdown, driven by events."""
+        assert self._loop is not None
+        self._loop.run()
+
+    def event_loop_overlap(self) -> None:
+        """Never serve with the stock loop by accident: overlap is switched off at start-up."""
+        self.event_loop_normal()
+
+    def maybe_sleep_on_idle(self) -> None:
+        """Sleep until a message comes (called by ``on_idle`` when nothing is left to do)."""
+        if self._loop is not None:
+            self._loop.sleep_idle()
+
+    # ---- suspended prefills, made visible to upstream ----
+
+    @property
+    def _suspended_reqs(self) -> list[Any]:
+        return [] if self._loop is None else self._loop.suspended_reqs
+
+    def _collect_inflight_batches(self) -> list[Any]:
+        suspended = [] if self._loop is None else [c.batch for c in self._loop.cursors.values()]
+        return [*super()._collect_inflight_batches(), *suspended]
+
+    def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
+        """Not idle while a prefill is suspended: its memory is neither free nor leaked."""
+        return bool(super().is_fully_idle(*args, **kwargs)) and not self._suspended_reqs
+
+    def init_invariant_checker(self) -> None:
+        """Let the leak checks count the rows of suspended prefills as owned."""
+        super().init_invariant_checker()
+        self.invariant_checker.get_last_batch = lambda: InflightView(self._suspended_reqs)
+
+    def get_num_allocatable_reqs(self, running_bs: int, *args: Any, **kwargs: Any) -> int:
+        """Count suspended requests as running."""
+        num_inflight = running_bs + len(self._suspended_reqs)
+        return int(super().get_num_allocatable_reqs(num_inflight, *args, **kwargs))
+
+    def get_prefill_adder_class(self) -> Any:
+        """Reserve memory for what suspended requests will still generate."""
+        return prefill_adder_with(self._suspended_reqs)
+
+    def update_running_batch(self, batch: Any) -> Any:
+        """Before decode retracts its own requests, restart suspended prefills for their memory."""
+        while not batch.check_decode_mem() and self._loop and self._loop.drop_one_cursor():
+            pass
+        return super().update_running_batch(batch)
+
+    def get_internal_state(self, recv_req: Any) -> Any:
+        """Add our statistics to what ``/server_info`` shows."""
+        output = super().get_internal_state(recv_req)
+        if self._loop is not None:
+            output.internal_state["flowprefill"] = self._loop.describe()
+        return output
+
+    # ---- intake ----
+
+    def _create_generation_req(self, recv_req: Any, *args: Any, **kwargs: Any) -> Any:
+        req = super()._create_generation_req(recv_req, *args, **kwargs)
+        attach_prefill_request(req, self._default_slo, scheduler_clock_s(), time.time())
+        return req
+
+    def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
+        if is_retracted:
+            restart_prefill_request(req, scheduler_clock_s())
+        super()._add_request_to_queue(req, is_retracted=is_retracted)
+        if req in self.waiting_queue[-1:]:
+            req.init_next_round_input(self.tree_cache)  # prefix match, as before each admission
+            update_cached_tokens(req)
+
+    def process_input_requests(self, recv_reqs: Sequence[Any]) -> None:
+        """Dispatch messages; those that need a quiet engine get one first."""
+        start = 0
+        for index, message in enumerate(recv_reqs):
+            if self._suspended_reqs and _needs_quiet_engine(message):
+                super().process_input_requests(recv_reqs[start:index])
+                start = index
+                assert self._loop is not None
+                self._loop.drain()
+        super().process_input_requests(recv_reqs[start:])
+
+    def abort_request(self, recv_req: Any) -> None:
+        """Also reach suspended prefills; one with no member left is cancelled at once."""
+        super().abort_request(recv_req)
+        if self._loop is not None:
+            self._loop.cancel_aborted()
+
+    # ---- primitives of the loop ----
+
+    def admit_ready_grammars(self) -> int:
+        """Move requests whose grammar is compiled to the waiting queue; return how many."""
+        if not self.grammar_manager.has_waiting_grammars():
+            return 0
+        ready = self.grammar_manager.get_ready_grammar_requests()
+        for req in ready:
+            self._add_request_to_queue(req)
+        return len(ready)
+
+    def form_prefill_batch(self, reqs: Sequence[Any]) -> Any:
+        """Admit these waiting requests as SGLang would if the queue held no others.
+
+        Returns:
+            A ``ScheduleBatch`` with memory allocated, or None if not even the first fits.
+        """
+        chosen = {id(req) for req in reqs}
+        others = [req for req in self.waiting_queue if id(req) not in chosen]
+        self.waiting_queue = list(reqs)
+        self.running_batch.batch_is_full = False
+        plan = self.get_new_batch_prefill(self.running_batch)
+        self.running_batch = plan.running_batch
+        self.waiting_queue = others + self.waiting_queue
+        if plan.batch_to_run is not None:
+            set_schedule_time_batch(plan.batch_to_run)
+            for req in plan.batch_to_run.reqs:
+                update_cached_tokens(req)
+        return plan.batch_to_run
+
+    def run_forward(self, batch: Any) -> Any:
+        """Run one forward pass and sample. Inside a cursor this may be suspended.
+
+        The undecorated ``run_batch``: its stage timer assumes that stages nest.
+        """
+        return super().run_batch.__wrapped__(self, batch)
+
+    def join_decode(self, batch: Any) -> None:
+        """Let the unfinished requests of a prefilled batch decode with the running ones."""
+        batch.filter_batch()
+        if batch.is_empty():
+            return
+        if self.running_batch.is_empty():
+            self.running_batch = batch
+        else:
+            self.running_batch.merge_batch(batch)
+
+    @property
+    def has_decode_work(self) -> bool:
+        """True if running requests want a next token."""
+        return not self.running_batch.is_empty() and not self.running_batch.is_prefill_only
+
+    def run_decode_step(self) -> None:
+        """Run one decode step of all running requests."""
+        self.running_batch.filter_batch()
+        batch = self.running_batch
+        if not batch.is_empty():
+            batch = self.update_running_batch(batch)
+        if batch is None or batch.is_empty():
+            return
+        self.cur_batch_for_debug = batch
+        self.process_batch_result(batch, self.run_batch(batch))
+        batch.filter_batch()
+
+    def release_aborted(self, req: Any) -> None:
+        """Give back everything of an aborted request whose prefill was cancelled; answer it.
+
+        ``checkpoint=False``: SGLang counts the KV as committed since its allocation, but it was
+        never computed and must not reach the prefix cache.
+        """
+        reason = req.to_finish
+        prepare_abort(req, reason.message, reason.status_code)
+        req.time_stats.trace_ctx.abort(abort_info={"reason": reason.message})
+        req.to_finish = None
+        self._release_aborted_request(req)
+        release_kv_cache(req, self.tree_cache, checkpoint=False)
+        told = reason.to_json() if reason.status_code is not None else None
+        self.send_abort_output(_make_abort_req(req, finished_reason=told), req)
+
+    def requeue(self, req: Any) -> None:
+        """Give back the memory of a request whose prefill was cancelled; it starts over later."""
+        release_kv_cache(req, self.tree_cache, checkpoint=False)
+        req.reset_for_retract()
+        self._add_request_to_queue(req, is_retracted=True)
+
+    @staticmethod
+    def counts_for_attainment(req: Any) -> bool:
+        """Tell whether a first token is a user's: not a health check, not an abort."""
+        is_aborted = isinstance(req.finished_reason, FINISH_ABORT)
+        return not is_aborted and not is_health_check_generate_req(req)
+
+
+def _needs_quiet_engine(message: Any) -> bool:
+    if isinstance(message, PauseGenerationReqInput):
+        return message.mode != "in_place"  # in place, suspended prefills just stay suspended
+    return not isinstance(message, _HARMLESS_MESSAGES)

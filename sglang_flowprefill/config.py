@@ -1,0 +1,147 @@
+"""All settings, each with its unit, default, help text and validation, in one frozen record.
+
+The adapter builds one ``FlowPrefillConfig`` per process, from command line flags
+(``--flowprefill-max-suspended``) or, for ``sglang.Engine``, from variables
+(``SGLANG_FLOWPREFILL_MAX_SUSPENDED``). Nothing mutates it afterwards; the leaves of the program
+receive plain values.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from sglang_flowprefill.errors import ConfigError
+
+POLICIES = ("s-edf", "fcfs")
+
+FLAG_PREFIX = "--flowprefill-"
+VARIABLE_PREFIX = "SGLANG_FLOWPREFILL_"
+
+
+def _setting(help_text: str, *, default: Any, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help_text, **metadata})
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPrefillConfig:
+    """Settings of one server.
+
+    Raises:
+        ConfigError: A value is outside its stated range.
+    """
+
+    policy: str = _setting(
+        "Order of prefills: s-edf (earliest deadline first among those that can still meet it) "
+        "or fcfs (arrival order, never preempts).",
+        default="s-edf",
+        choices=POLICIES,
+    )
+    default_ttft_slo_ms: float = _setting(
+        "TTFT objective in milliseconds of a request that names neither an SLO nor a class.",
+        default=1000.0,
+        minimum=1.0,
+    )
+    slo_config: str | None = _setting(
+        "YAML file with SLO classes (docs/reference/slo.md describes it).",
+        default=None,
+    )
+    tpot_slo_ms: float = _setting(
+        "A decode step runs inside a long prefill once this many milliseconds have passed since "
+        "the last one.",
+        default=200.0,
+        minimum=1.0,
+    )
+    max_batch_tokens: int | None = _setting(
+        "Short prompts are prefilled together up to this many tokens (default: 2048 on a GPU, "
+        "512 on a CPU).",
+        default=None,
+        minimum=1,
+    )
+    max_suspended: int = _setting(
+        "At most this many prefills may be suspended at once.",
+        default=16,
+        minimum=1,
+    )
+    min_preemption_gain_ms: float = _setting(
+        "A running prefill with less predicted time left than this is not preempted.",
+        default=5.0,
+        minimum=0.0,
+    )
+    starvation_factor: float = _setting(
+        "A request older than this many times its SLO goes first, whatever its class.",
+        default=10.0,
+        minimum=1.0,
+    )
+    profile_cache_dir: str | None = _setting(
+        "Folder of measured prefill costs (default: $SGLANG_FLOWPREFILL_CACHE or "
+        "~/.cache/sglang-flowprefill).",
+        default=None,
+    )
+    check_cursors: bool = _setting(
+        "Debug: verify at every resume that nothing changed under a suspended prefill.",
+        default=False,
+    )
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _validate(spec.name, getattr(self, spec.name), spec.metadata)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings from ``SGLANG_FLOWPREFILL_*`` variables.
+
+        Raises:
+            ConfigError: A variable cannot be read as its setting's type, or is out of range.
+        """
+        given = {}
+        for spec in fields(cls):
+            variable = VARIABLE_PREFIX + spec.name.upper()
+            if variable in environment:
+                given[spec.name] = parse_setting(spec.name, environment[variable], variable)
+        return cls(**given)
+
+
+def parse_setting(name: str, text: str, origin: str) -> Any:
+    """Convert the text of one setting to its type.
+
+    Args:
+        name: Field of ``FlowPrefillConfig``.
+        text: What the user wrote.
+        origin: Flag or variable, for the error message.
+
+    Raises:
+        ConfigError: The text is not of the setting's type.
+    """
+    annotation = str(FlowPrefillConfig.__annotations__[name])
+    try:
+        if "bool" in annotation:
+            return {"1": True, "true": True, "0": False, "false": False}[text.strip().lower()]
+        if "int" in annotation:
+            return int(text)
+        if "float" in annotation:
+            return float(text)
+    except (ValueError, KeyError):
+        kind = annotation.removeprefix("<class '").removesuffix("'>").removesuffix(" | None")
+        raise ConfigError(origin, text, f"expected a value of type {kind}") from None
+    return text
+
+
+def flag_of(name: str) -> str:
+    """Return the command line flag of a setting.
+
+    >>> flag_of("max_suspended")
+    '--flowprefill-max-suspended'
+    """
+    return FLAG_PREFIX + name.replace("_", "-")
+
+
+def _validate(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    if value is None:
+        return
+    choices, minimum = metadata.get("choices"), metadata.get("minimum")
+    if choices is not None and value not in choices:
+        raise ConfigError(flag_of(name), value, f"choose one of {', '.join(choices)}")
+    if minimum is not None and not (value >= minimum and math.isfinite(value)):
+        raise ConfigError(flag_of(name), value, f"must be a finite number of at least {minimum:g}")

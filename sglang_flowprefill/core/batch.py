@@ -1,0 +1,92 @@
+"""The life of one prefill batch.
+
+    READY --resume--> RUNNING --finish--> FINISHED
+                      |     ^
+                    yield  resume
+                      v     |
+                     SUSPENDED
+    READY, SUSPENDED --cancel--> CANCELLED
+
+``_NEXT_STATE`` below is the only statement of what is legal; every change goes through
+``PrefillBatch.apply`` and is stamped with its time, so ``run_s`` is exact.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from sglang_flowprefill.core.request import PrefillRequest
+from sglang_flowprefill.errors import IllegalTransitionError
+
+
+class BatchState(Enum):
+    """Where a batch stands."""
+
+    READY = "ready"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+
+
+class BatchChange(Enum):
+    """What may be done to a batch."""
+
+    RESUME = "resume"
+    YIELD = "yield"
+    FINISH = "finish"
+    CANCEL = "cancel"
+
+
+_NEXT_STATE = {
+    (BatchState.READY, BatchChange.RESUME): BatchState.RUNNING,
+    (BatchState.SUSPENDED, BatchChange.RESUME): BatchState.RUNNING,
+    (BatchState.RUNNING, BatchChange.YIELD): BatchState.SUSPENDED,
+    (BatchState.RUNNING, BatchChange.FINISH): BatchState.FINISHED,
+    (BatchState.READY, BatchChange.CANCEL): BatchState.CANCELLED,
+    (BatchState.SUSPENDED, BatchChange.CANCEL): BatchState.CANCELLED,
+}
+
+
+@dataclass(slots=True, eq=False)
+class PrefillBatch:
+    """Requests whose prefill runs as one forward pass.
+
+    Attributes:
+        batch_id: Unique over the life of the scheduler.
+        requests: The members; the first is the head that the policy chose.
+        predicted_s: Predicted seconds of the whole forward pass.
+        run_s: Seconds it has run so far, suspensions excluded.
+        num_preemptions: How often other work was put in front of it.
+    """
+
+    batch_id: int
+    requests: tuple[PrefillRequest, ...]
+    predicted_s: float
+    state: BatchState = BatchState.READY
+    run_s: float = 0.0
+    num_preemptions: int = 0
+    _slice_start_s: float = field(default=0.0, repr=False)
+
+    @property
+    def remaining_s(self) -> float:
+        """Predicted seconds still to run; zero once it has run longer than predicted."""
+        return max(self.predicted_s - self.run_s, 0.0)
+
+    @property
+    def num_uncached_tokens(self) -> int:
+        """Tokens that the forward pass computes."""
+        return sum(request.num_uncached_tokens for request in self.requests)
+
+    def apply(self, change: BatchChange, now_s: float) -> None:
+        """Change the state and account the time.
+
+        Raises:
+            IllegalTransitionError: The table does not allow it.
+        """
+        key = (self.state, change)
+        if key not in _NEXT_STATE:
+            raise IllegalTransitionError(self.batch_id, self.state.value, change.value)
+        if self.state is BatchState.RUNNING:
+            self.run_s += now_s - self._slice_start_s
+        self.state = _NEXT_STATE[key]
+        self._slice_start_s = now_s

@@ -1,0 +1,34 @@
+"""What may cause a scheduling round. Nothing else does.
+
+A round happens only after at least one event, so rounds never outnumber events, and an idle
+server runs none. Source: FlowPrefill, event-driven scheduling (arrival and completion).
+Differs: aborts, timers, ready grammars and control messages are events of their own; the
+released reference does not notice aborts.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class EventKind(Enum):
+    """Cause of a scheduling round."""
+
+    ARRIVAL = "arrival"
+    COMPLETION = "completion"  # a prefill batch or a decode step ended
+    ABORT = "abort"
+    TIMER = "timer"  # a decode step is due
+    GRAMMAR_READY = "grammar_ready"
+    CONTROL = "control"  # pause, flush, weight update, ... arrived on the same socket
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        kind: What it was.
+        time_s: When the scheduler noticed it.
+    """
+
+    kind: EventKind
+    time_s: float

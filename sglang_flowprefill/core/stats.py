@@ -1,0 +1,84 @@
+"""Counters of the scheduler, and the one definition of SLO attainment.
+
+``StatisticsRecorder`` is written by the loop; readers take the frozen ``statistics()``.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from sglang_flowprefill.core.events import EventKind
+from sglang_flowprefill.core.request import PrefillRequest
+
+
+def is_attained(ttft_s: float, ttft_slo_s: float) -> bool:
+    """Tell whether a TTFT meets its objective. A first token exactly on time counts."""
+    return ttft_s <= ttft_slo_s
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAttainment:
+    """First tokens of one SLO class so far."""
+
+    num_finished: int = 0
+    num_attained: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStatistics:
+    """A snapshot.
+
+    Attributes:
+        num_events: Events by kind.
+        num_rounds: Scheduling rounds; never more than events.
+        num_preemptions: Times other work was put in front of an unfinished prefill.
+        num_prefills: Prefill batches that ended.
+        num_cancelled: Prefill batches that were cancelled, because all members were aborted or
+            their memory was needed.
+        num_decode_steps: Decode steps run.
+        attainment: First tokens by SLO class.
+    """
+
+    num_events: Mapping[EventKind, int]
+    num_rounds: int
+    num_preemptions: int
+    num_prefills: int
+    num_cancelled: int
+    num_decode_steps: int
+    attainment: Mapping[str, ClassAttainment]
+
+
+@dataclass(slots=True)
+class StatisticsRecorder:
+    """Mutable side of ``SchedulerStatistics``."""
+
+    num_rounds: int = 0
+    num_preemptions: int = 0
+    num_prefills: int = 0
+    num_cancelled: int = 0
+    num_decode_steps: int = 0
+    num_events: Counter[EventKind] = field(default_factory=Counter)
+    _attainment: dict[str, ClassAttainment] = field(default_factory=dict)
+
+    def on_first_token(self, request: PrefillRequest, now_s: float) -> bool:
+        """Count a first token; return whether it met its objective."""
+        attained = is_attained(now_s - request.arrival_s, request.slo.ttft_s)
+        name = request.slo.class_name
+        before = self._attainment.get(name, ClassAttainment())
+        self._attainment[name] = ClassAttainment(
+            before.num_finished + 1, before.num_attained + attained
+        )
+        return attained
+
+    def statistics(self) -> SchedulerStatistics:
+        """Return a frozen snapshot."""
+        return SchedulerStatistics(
+            num_events=MappingProxyType(dict(self.num_events)),
+            num_rounds=self.num_rounds,
+            num_preemptions=self.num_preemptions,
+            num_prefills=self.num_prefills,
+            num_cancelled=self.num_cancelled,
+            num_decode_steps=self.num_decode_steps,
+            attainment=MappingProxyType(dict(self._attainment)),
+        )

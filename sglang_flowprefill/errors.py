@@ -1,0 +1,59 @@
+"""Every error that this package raises on purpose.
+
+FlowPrefillError
+├── ConfigError              a flag, variable or config file is wrong: stops start-up
+├── UnsupportedSGLangError   the installed SGLang, or a feature of it, does not fit: stops start-up
+├── SloError                 a request asks for an impossible SLO: HTTP 400, also a ValueError
+├── IllegalTransitionError   a prefill batch was driven through an impossible change: a bug here
+├── CursorError              a suspended prefill was misused or found changed: a bug here
+└── ModelConversionError     the embedded model could not be made (see ``cpu/embedded_model.py``)
+"""
+
+
+class FlowPrefillError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(FlowPrefillError):
+    """A setting is malformed.
+
+    Attributes:
+        setting: The flag, variable or key at fault.
+        value: What was given.
+    """
+
+    def __init__(self, setting: str, value: object, problem: str) -> None:
+        self.setting = setting
+        self.value = value
+        super().__init__(f"{setting}: {problem} (got {value!r})")
+
+
+class UnsupportedSGLangError(FlowPrefillError):
+    """The installed SGLang or one of its features cannot run with FlowPrefill."""
+
+
+class SloError(FlowPrefillError, ValueError):
+    """A request's SLO is malformed. SGLang's routes turn a ValueError into HTTP 400.
+
+    Attributes:
+        field: The header or body field at fault.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {problem}")
+
+
+class IllegalTransitionError(FlowPrefillError):
+    """A prefill batch was asked for a change that its state does not allow."""
+
+    def __init__(self, batch_id: int, state: str, change: str) -> None:
+        super().__init__(f"prefill batch {batch_id} cannot {change} while {state}")
+
+
+class CursorError(FlowPrefillError):
+    """An operator cursor was misused, or its inputs changed while it was suspended."""
+
+
+class ModelConversionError(FlowPrefillError):
+    """The embedded model could not be made from the installed package."""

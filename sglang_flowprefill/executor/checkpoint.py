@@ -1,0 +1,48 @@
+"""The preemption point: the only place where a running prefill may stop.
+
+``reach`` is always a checkpoint: control may leave for any length of time and any other forward
+pass may run in between. It is called from module hooks and between tiles, never from inside a
+torch custom op, a stream context or a graph capture, whose C++ state would leak to the other
+side. Outside a cursor (decode, warm-up) it does nothing.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sglang_flowprefill.executor.cursor import Cursor
+
+
+class Checkpoint:
+    """Connects boundaries of the model with the cursor that is running.
+
+    Args:
+        should_yield: Tells whether the scheduler wants control. Called at every boundary of a
+            running cursor, so it must cost microseconds.
+    """
+
+    def __init__(self, should_yield: Callable[[], bool]) -> None:
+        self._should_yield = should_yield
+        self._cursor: Cursor | None = None
+
+    @property
+    def cursor(self) -> "Cursor | None":
+        """The cursor that is running now, if any."""
+        return self._cursor
+
+    def reach(self) -> None:
+        """Pass one boundary; suspend the running cursor if somebody wants the machine."""
+        cursor = self._cursor
+        if cursor is None:
+            return
+        cursor.num_boundaries += 1
+        if cursor.is_preemptible and self._should_yield():
+            cursor.suspend()
+
+    def enter(self, cursor: "Cursor") -> None:
+        """Make this cursor the running one."""
+        self._cursor = cursor
+
+    def leave(self) -> None:
+        """Nobody runs any more: boundaries become no-ops."""
+        self._cursor = None
