@@ -8,6 +8,9 @@ import os
 from collections.abc import MutableMapping
 
 ENABLE_VARIABLE = "SGLANG_FLOWPREFILL"
+PLUGIN_NAME = "flowprefill"
+"""Our entry points' name, by which SGLANG_PLUGINS may let plugins in."""
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from sglang_flowprefill.errors import ConfigError
 
@@ -18,6 +18,7 @@ POLICIES = ("s-edf", "fcfs")
 
 FLAG_PREFIX = "--flowprefill-"
 VARIABLE_PREFIX = "SGLANG_FLOWPREFILL_"
+_OTHER_VARIABLES = frozenset({"SGLANG_FLOWPREFILL_CACHE"})  # a folder, not a server's setting
 
 
 def _setting(help_text: str, *, default: Any, **metadata: Any) -> Any:
@@ -83,6 +84,11 @@ class FlowPrefillConfig:
         "Debug: verify at every resume that nothing changed under a suspended prefill.",
         default=False,
     )
+    stress: bool = _setting(
+        "Debug: suspend every prefill at every boundary and interleave all of them with decode "
+        "steps, whatever the policy says. Slow; results must not change.",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -93,13 +99,14 @@ class FlowPrefillConfig:
         """Read the settings from ``SGLANG_FLOWPREFILL_*`` variables.
 
         Raises:
-            ConfigError: A variable cannot be read as its setting's type, or is out of range.
+            ConfigError: A variable names no setting, cannot be read as its setting's type, or is
+                out of range.
         """
         given = {}
-        for spec in fields(cls):
-            variable = VARIABLE_PREFIX + spec.name.upper()
-            if variable in environment:
-                given[spec.name] = parse_setting(spec.name, environment[variable], variable)
+        for variable, text in environment.items():
+            name = _setting_of(variable, text)
+            if name is not None:
+                given[name] = parse_setting(name, text, variable)
         return cls(**given)
 
 
@@ -114,17 +121,16 @@ def parse_setting(name: str, text: str, origin: str) -> Any:
     Raises:
         ConfigError: The text is not of the setting's type.
     """
-    annotation = str(FlowPrefillConfig.__annotations__[name])
+    kinds = _kinds_of(name)
     try:
-        if "bool" in annotation:
+        if bool in kinds:
             return {"1": True, "true": True, "0": False, "false": False}[text.strip().lower()]
-        if "int" in annotation:
+        if int in kinds:
             return int(text)
-        if "float" in annotation:
+        if float in kinds:
             return float(text)
     except (ValueError, KeyError):
-        kind = annotation.removeprefix("<class '").removesuffix("'>").removesuffix(" | None")
-        raise ConfigError(origin, text, f"expected a value of type {kind}") from None
+        raise ConfigError(origin, text, _expected(kinds)) from None
     return text
 
 
@@ -137,11 +143,40 @@ def flag_of(name: str) -> str:
     return FLAG_PREFIX + name.replace("_", "-")
 
 
+def _setting_of(variable: str, text: str) -> str | None:
+    """Name the setting of a variable. A misspelt one would otherwise be ignored in silence."""
+    if not variable.startswith(VARIABLE_PREFIX) or variable in _OTHER_VARIABLES:
+        return None
+    for spec in fields(FlowPrefillConfig):
+        if variable == VARIABLE_PREFIX + spec.name.upper():
+            return spec.name
+    raise ConfigError(variable, text, "no such setting")
+
+
 def _validate(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    kinds = _kinds_of(name)
+    if not _is_of(kinds, value):
+        raise ConfigError(flag_of(name), value, _expected(kinds))
     if value is None:
         return
     choices, minimum = metadata.get("choices"), metadata.get("minimum")
     if choices is not None and value not in choices:
         raise ConfigError(flag_of(name), value, f"choose one of {', '.join(choices)}")
-    if minimum is not None and not (value >= minimum and math.isfinite(value)):
+    if minimum is not None and not minimum <= value < math.inf:
         raise ConfigError(flag_of(name), value, f"must be a finite number of at least {minimum:g}")
+
+
+def _kinds_of(name: str) -> tuple[type, ...]:
+    """Return the types of a setting; the first is the one a user writes."""
+    annotation = FlowPrefillConfig.__annotations__[name]
+    return get_args(annotation) or (annotation,)
+
+
+def _is_of(kinds: tuple[type, ...], value: Any) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def _expected(kinds: tuple[type, ...]) -> str:
+    return f"expected a value of type {kinds[0].__name__}"

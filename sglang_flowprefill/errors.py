@@ -6,7 +6,8 @@ FlowPrefillError
 ├── SloError                 a request asks for an impossible SLO: HTTP 400, also a ValueError
 ├── IllegalTransitionError   a prefill batch was driven through an impossible change: a bug here
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
-└── ModelConversionError     the embedded model could not be made (see ``cpu/embedded_model.py``)
+├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
+└── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
 
 

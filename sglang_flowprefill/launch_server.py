@@ -5,40 +5,83 @@ fills in SGLang's CPU settings; without ``--model-path`` it serves the embedded 
 falls back to a stock server: what does not fit stops the start with the reason.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from sglang_flowprefill.activation import enable
+import yaml
+
+from sglang_flowprefill.activation import PLUGIN_NAME, enable
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults, is_cpu_only
+from sglang_flowprefill.errors import ConfigError, FlowPrefillError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the server; does not return before it stops."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    enable()
-    if is_cpu_only():
-        for name, value in cpu_environment().items():
-            os.environ.setdefault(name, value)
-        arguments = [*cpu_server_defaults(_flags(arguments)), *arguments]
-    if not _has_model(arguments):
+    """Run the server; does not return before it stops.
+
+    Raises:
+        SystemExit: It cannot start; the message says why.
+    """
+    try:
+        _serve(list(sys.argv[1:] if argv is None else argv))
+    except FlowPrefillError as error:
+        raise SystemExit(f"flowprefill: error: {error}") from error
+
+
+def _serve(arguments: list[str]) -> None:
+    _require_plugin_allowed(os.environ.get("SGLANG_PLUGINS", ""))
+    asked = _asked_for(arguments)
+    in_file = _settings_in(asked.config)
+    model_path: str | None = asked.model_path or in_file.get("model-path")
+    if model_path is None and not asked.help:
         from sglang_flowprefill.cpu.embedded_model import embedded_model_path  # noqa: PLC0415
 
-        arguments = ["--model-path", str(embedded_model_path()), *arguments]
+        dtype = "float32" if asked.dtype == "float32" else "bfloat16"
+        model_path = str(embedded_model_path(dtype))
+        arguments += ["--model-path", model_path]
+    if is_cpu_only():
+        for name, value in cpu_environment(model_path).items():
+            os.environ.setdefault(name, value)
+        # SGLang lets the command line beat the file: what the file says is not defaulted.
+        arguments += cpu_server_defaults([*arguments, *(f"--{name}" for name in in_file)])
+    enable()
     from sglang_flowprefill.adapter.launch import launch  # noqa: PLC0415 (after the environment)
 
     launch(arguments, _announce)
 
 
-def _flags(arguments: Sequence[str]) -> set[str]:
-    return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+def _require_plugin_allowed(allowed: str) -> None:
+    """SGLang loads only the plugins named in SGLANG_PLUGINS, silently skipping the others."""
+    if allowed and PLUGIN_NAME not in [name.strip() for name in allowed.split(",")]:
+        raise ConfigError("SGLANG_PLUGINS", allowed, f"must name {PLUGIN_NAME}, or be unset")
 
 
-def _has_model(arguments: Sequence[str]) -> bool:
-    """A config file may name the model as well; then SGLang's own parser judges."""
-    return bool({"--model-path", "--model", "--config", "--help"} & _flags(arguments)) or (
-        "-h" in arguments
-    )
+def _asked_for(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the few flags that decide defaults here; SGLang's parser judges all of them later."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--model-path", "--model")
+    parser.add_argument("--dtype")
+    parser.add_argument("--config")
+    parser.add_argument("-h", "--help", action="store_true")
+    return parser.parse_known_args(arguments)[0]
+
+
+def _settings_in(config_file: str | None) -> dict[str, Any]:
+    """Return SGLang's settings in a ``--config`` file, by flag name without dashes.
+
+    What is wrong with the file is left to SGLang's own reader to say.
+    """
+    if config_file is None:
+        return {}
+    try:
+        parsed = yaml.safe_load(Path(config_file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    settings = parsed if isinstance(parsed, dict) else {}
+    return {str(name).replace("_", "-"): value for name, value in settings.items()}
 
 
 def _announce(url: str, model_path: str) -> None:

@@ -8,8 +8,10 @@ further by KV head group.
 Numerics: torch's CPU attention kernel walks the keys in blocks of 512 from the first key on, and
 computes each query row and head by itself. Tiles that are multiples of 512 rows keep every block
 edge where the untiled call has it, so a whole-prompt prefill is bitwise equal to it (tested, in
-float32 and bfloat16). Only the rows that are asked for are computed: a chunk after a cached
-prefix does not pay for the prefix's queries.
+float32 and bfloat16), but for the last one to three rows: where the last tile leaves a block of so
+few rows, the matrix library multiplies it in another order, and they differ by rounding. Only the
+rows that are asked for are computed: a chunk after a cached prefix does not pay for the prefix's
+queries.
 """
 
 from collections.abc import Callable

@@ -130,7 +130,8 @@ class EventLoop:
             "num_prefills": statistics.num_prefills,
             "num_cancelled": statistics.num_cancelled,
             "num_decode_steps": statistics.num_decode_steps,
-            "num_suspended": len(self.cursors),
+            "num_unfinished_prefills": len(self.cursors),
+            "is_idle": self._engine.is_fully_idle(),
             "attainment": {
                 name: {"num_finished": a.num_finished, "num_attained": a.num_attained}
                 for name, a in statistics.attainment.items()

@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
+from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
 from sglang_flowprefill.errors import FlowPrefillError
 
@@ -75,10 +76,21 @@ def prepare_settings(record: Any) -> None:
         if not hasattr(record, _ATTRIBUTE):
             setattr(record, _ATTRIBUTE, FlowPrefillConfig.from_environment())
         require_supported_settings(record)
+        slo_classes_of(record)
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1
     if record.cuda_graph_backend_prefill is None:
         record.cuda_graph_backend_prefill = "disabled"  # replayed graphs have no boundaries
+
+
+def slo_classes_of(record: Any) -> SloClasses:
+    """Read the SLO classes of a server.
+
+    Raises:
+        ConfigError: The class file is missing or malformed.
+    """
+    config = config_of(record)
+    return load_slo_classes(config.slo_config, config.default_ttft_slo_ms)
 
 
 def config_of(record: Any) -> FlowPrefillConfig:

@@ -2,36 +2,22 @@
 
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_flowprefill.adapter.flags import config_of
+from sglang_flowprefill.adapter.flags import slo_classes_of
 from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
-from sglang_flowprefill.api.slo import HeaderSlo, SloResolver, load_slo_classes
+from sglang_flowprefill.api.slo import HeaderSlo, SloResolver
 
-
-@cache
-def _resolver(slo_config: str | None, default_ttft_slo_ms: float) -> SloResolver:
-    return SloResolver(load_slo_classes(slo_config, default_ttft_slo_ms))
-
-
-def resolver_of(record: Any) -> SloResolver:
-    """Return the SLO rules of a server.
-
-    Raises:
-        ConfigError: The class file is wrong.
-    """
-    config = config_of(record)
-    return _resolver(config.slo_config, config.default_ttft_slo_ms)
+_RESOLVER_ATTRIBUTE = "_flowprefill_resolver"
 
 
 def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
     """Put ``SloMiddleware`` outermost (BEFORE hook of ``http_server.launch_server``)."""
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (heavy, this process only)
 
-    app.add_middleware(SloMiddleware, resolver=resolver_of(server_args))
+    app.add_middleware(SloMiddleware, resolver=SloResolver(slo_classes_of(server_args)))
 
 
 def stamp_request(original: Callable[..., Any], manager: Any, obj: Any, request: Any = None) -> Any:
@@ -45,9 +31,18 @@ def stamp_request(original: Callable[..., Any], manager: Any, obj: Any, request:
     if isinstance(obj, GenerateReqInput):
         header = None if request is None else request.scope.get(SCOPE_KEY)
         obj.sampling_params = _stamped(
-            obj.sampling_params, resolver_of(manager.server_args), header, time.time()
+            obj.sampling_params, _resolver_of(manager), header, time.time()
         )
     return original(manager, obj, request)
+
+
+def _resolver_of(manager: Any) -> SloResolver:
+    """Return the rules of this engine, read from its settings once."""
+    resolver: SloResolver | None = getattr(manager, _RESOLVER_ATTRIBUTE, None)
+    if resolver is None:
+        resolver = SloResolver(slo_classes_of(manager.server_args))
+        setattr(manager, _RESOLVER_ATTRIBUTE, resolver)
+    return resolver
 
 
 def _stamped(

@@ -15,29 +15,21 @@ from typing import Any
 import msgspec
 
 from sglang_flowprefill.core import PrefillCost
+from sglang_flowprefill.cpu.embedded_model import cache_folder
 from sglang_flowprefill.executor import ProfileSample, fit_prefill_cost
 
 logger = logging.getLogger(__name__)
 
 _FORMAT_VERSION = 1
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-_REPEATS_BELOW_TOKENS = 300
-_NUM_REPEATS = 3
+_NUM_REPEATS = {16: 5, 32: 5, 64: 5, 128: 3, 256: 3, 512: 3, 1024: 2}
+"""The fastest run counts; longer prompts run once, their relative noise being small."""
 
 
 class _CachedProfile(msgspec.Struct, forbid_unknown_fields=True):
     format_version: int
     key: dict[str, str]
     samples: list[ProfileSample]
-
-
-def default_cache_dir() -> Path:
-    """Return the folder of cached profiles."""
-    root = os.environ.get("SGLANG_FLOWPREFILL_CACHE")
-    if root:
-        return Path(root) / "profiles"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "sglang-flowprefill" / "profiles"
 
 
 def prefill_cost(
@@ -55,7 +47,7 @@ def prefill_cost(
         cache_dir: Folder of cached profiles, None for the default one.
     """
     key = {**key, "machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
-    path = _cache_path(key, Path(cache_dir) if cache_dir else default_cache_dir())
+    path = _cache_path(key, Path(cache_dir) if cache_dir else cache_folder() / "profiles")
     samples = _read(path, key)
     if samples is None:
         samples = _measure(max_tokens, measure_s)
@@ -76,7 +68,7 @@ def _measure(max_tokens: int, measure_s: Callable[[int], float]) -> list[Profile
     measure_s(lengths[0])  # warm up allocator and thread pool
     samples = []
     for index, num_tokens in enumerate(lengths, start=1):
-        repeats = _NUM_REPEATS if num_tokens < _REPEATS_BELOW_TOKENS else 1
+        repeats = _NUM_REPEATS.get(num_tokens, 1)
         duration_s = min(measure_s(num_tokens) for _ in range(repeats))
         samples.append(ProfileSample(num_tokens, 0, duration_s))
         logger.info(

@@ -33,8 +33,8 @@ from sglang.srt.runtime_context import get_observability
 from sglang.srt.utils.common import DynamicGradMode
 
 from sglang_flowprefill.adapter.event_loop import EventLoop
-from sglang_flowprefill.adapter.event_source import EventSource
-from sglang_flowprefill.adapter.flags import config_of
+from sglang_flowprefill.adapter.event_source import EventSource, StressEventSource
+from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
 from sglang_flowprefill.adapter.prefill_adder import InflightView, prefill_adder_with
@@ -45,9 +45,9 @@ from sglang_flowprefill.adapter.requests import (
     scheduler_clock_s,
     update_cached_tokens,
 )
+from sglang_flowprefill.adapter.stress import StressEventLoop
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
 from sglang_flowprefill.adapter.warm_up import measure_prefill_s
-from sglang_flowprefill.api.slo import load_slo_classes
 from sglang_flowprefill.core import POLICY_TYPES, PrefillCost, PrefillScheduler, SEdf
 from sglang_flowprefill.core.batching import BatchLimits
 
@@ -77,8 +77,8 @@ class FlowPrefillScheduler(Scheduler):
         super().__init__(server_args, port_args)
         config = config_of(server_args)
         require_supported_scheduler(self)
-        self._default_slo = load_slo_classes(config.slo_config, config.default_ttft_slo_ms).default
-        events = EventSource(
+        self._default_slo = slo_classes_of(server_args).default
+        events = (StressEventSource if config.stress else EventSource)(
             [self.ipc_channels.recv_from_tokenizer, self.ipc_channels.recv_from_rpc]
         )
         runner = PreemptibleModelRunner(self.tp_worker.model_runner, events.has_event)
@@ -87,7 +87,7 @@ class FlowPrefillScheduler(Scheduler):
         device_tokens = _DEFAULT_BATCH_TOKENS.get(str(self.device), _DEFAULT_BATCH_TOKENS_ON_GPU)
         policy_type = POLICY_TYPES[config.policy]
         policy = SEdf(config.starvation_factor) if policy_type is SEdf else policy_type()
-        self._loop = EventLoop(
+        self._loop = (StressEventLoop if config.stress else EventLoop)(
             engine=self,
             runner=runner,
             events=events,

@@ -22,11 +22,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SCOPE_KEY = "sglang_flowprefill.header_slo"
 """Where the ``HeaderSlo`` of a request waits for the tokenizer hook."""
 
+_METHODS = frozenset({"POST", "PUT"})  # SGLang serves /generate under both
 _BODY_ROUTES = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})
 
 
 class SloMiddleware:
-    """Validates the SLO of every POST and leaves its ``HeaderSlo`` in the scope.
+    """Validates the SLO of every POST or PUT and leaves its ``HeaderSlo`` in the scope.
 
     Args:
         app: The wrapped application.
@@ -43,7 +44,7 @@ class SloMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] not in _METHODS:
             await self._app(scope, receive, send)
             return
         arrival_unix_s = self._wall_clock()
@@ -105,7 +106,7 @@ def _custom_params(body: bytes) -> Iterator[Any]:
         return
     try:
         parsed = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # SGLang's own parser words that error
     if not isinstance(parsed, dict):
         return

@@ -121,10 +121,10 @@ class SloResolver:
         class_name = _agreed(
             CLASS_HEADER, header and header.class_name, CLASS_KEY, custom_params.get(CLASS_KEY)
         )
-        if class_name is not None and class_name not in self.classes.ttft_slo_ms:
+        if class_name is not None and not self._is_known(class_name):
             known = _names(self.classes.ttft_slo_ms) or "none (see --flowprefill-slo-config)"
             raise SloError(CLASS_KEY, f"unknown SLO class {str(class_name)[:64]!r}; known: {known}")
-        from_header = header and header.ttft_slo_ms
+        from_header = None if header is None else header.ttft_slo_ms
         ttft_slo_ms = _agreed(
             TTFT_SLO_HEADER,
             None if from_header is None else _parse_header_ms(from_header),
@@ -137,6 +137,9 @@ class SloResolver:
         if ttft_slo_ms is None:
             ttft_slo_ms = self.classes.ttft_slo_ms[class_name]
         return Slo(ttft_slo_ms / 1000.0, class_name)
+
+    def _is_known(self, class_name: Any) -> bool:
+        return isinstance(class_name, str) and class_name in self.classes.ttft_slo_ms
 
     def stamped_params(
         self, header: HeaderSlo | None, custom_params: Any, now_unix_s: float

@@ -115,13 +115,17 @@ class PrefillScheduler:
     ) -> bool:
         if head is None and best_batch is current:
             return False
-        if not self.policy.may_preempt or current.remaining_s < self.min_preemption_gain_s:
+        if not self.policy.may_preempt or self._is_nearly_done(current):
             return False
         current_key = self._batch_key(current, now_s)
         if head is not None:
             return self._request_key(head, now_s) < current_key
         assert best_batch is not None
         return self._batch_key(best_batch, now_s) < current_key
+
+    def _is_nearly_done(self, batch: PrefillBatch) -> bool:
+        """By the prediction. One that has outrun it may run for long yet."""
+        return 0.0 < batch.remaining_s < self.min_preemption_gain_s
 
     def _start(self, head: PrefillRequest, view: SchedulerView, now_s: float) -> StartBatch:
         others = sorted(

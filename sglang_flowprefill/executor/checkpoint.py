@@ -7,7 +7,7 @@ side. Outside a cursor (decode, warm-up) it does nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sglang_flowprefill.executor.cursor import Cursor
@@ -23,10 +23,10 @@ class Checkpoint:
 
     def __init__(self, should_yield: Callable[[], bool]) -> None:
         self._should_yield = should_yield
-        self._cursor: Cursor | None = None
+        self._cursor: Cursor[Any] | None = None
 
     @property
-    def cursor(self) -> "Cursor | None":
+    def cursor(self) -> "Cursor[Any] | None":
         """The cursor that is running now, if any."""
         return self._cursor
 
@@ -39,7 +39,7 @@ class Checkpoint:
         if cursor.is_preemptible and self._should_yield():
             cursor.suspend()
 
-    def enter(self, cursor: "Cursor") -> None:
+    def enter(self, cursor: "Cursor[Any]") -> None:
         """Make this cursor the running one."""
         self._cursor = cursor
 

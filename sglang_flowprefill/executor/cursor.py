@@ -32,6 +32,9 @@ class SwitchState(Protocol):
 class Cursor(Generic[Result]):
     """One forward pass: not started, suspended at a boundary, finished or cancelled.
 
+    A suspended cursor must be resumed to its end or cancelled. Its stack refers to itself out of
+    the garbage collector's sight: merely dropped, it stays in memory with all its tensors.
+
     Args:
         run: The forward pass. Whatever it raises comes out of ``resume``.
         checkpoint: Where its boundaries report.
@@ -90,7 +93,7 @@ class Cursor(Generic[Result]):
             True if the forward pass has finished.
 
         Raises:
-            CursorError: It has finished or was cancelled before.
+            CursorError: It has finished or was cancelled before, or a cursor is running.
             Exception: Whatever the forward pass raised; the cursor is dead then.
         """
         if self._greenlet.dead:
@@ -109,6 +112,10 @@ class Cursor(Generic[Result]):
         """Abandon the forward pass: its stack unwinds, so every ``with`` and ``finally`` runs.
 
         Does nothing if it has ended already. Kernels in flight on a device are not waited for.
+
+        Raises:
+            CursorError: It refused to end, or a cursor is running.
+            Exception: Whatever its clean-up raised.
         """
         if self._greenlet.dead:
             return
@@ -117,6 +124,8 @@ class Cursor(Generic[Result]):
             raise CursorError("a cancelled forward pass swallowed GreenletExit and went on")
 
     def _switch(self, into: Callable[[], object]) -> None:
+        if self._checkpoint.cursor is not None:
+            raise CursorError("a running forward pass cannot resume or cancel a cursor")
         self._greenlet.parent = greenlet.getcurrent()
         self._state.enter()
         self._checkpoint.enter(self)

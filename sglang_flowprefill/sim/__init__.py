@@ -1,0 +1,14 @@
+"""Discrete-event simulator: the server's own policy, with predicted time in place of a machine.
+
+``core/`` decides, exactly as in the server; only the carrying out is simulated, one operator at
+a time, on a clock that jumps. Standard library only. Useful to compare policies on a trace in
+seconds, and to let property tests drive the policy through histories no server would show twice.
+
+Deliberately not modelled: memory (batches always fit), prefix sharing between requests, the
+cost of a switch (microseconds), grammars and aborts. Simulated numbers are no measurements.
+"""
+
+from sglang_flowprefill.sim.machine import MachineModel
+from sglang_flowprefill.sim.simulator import Arrival, Outcome, SimulationResult, simulate
+
+__all__ = ["Arrival", "MachineModel", "Outcome", "SimulationResult", "simulate"]

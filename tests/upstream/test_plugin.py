@@ -1,0 +1,102 @@
+"""Installed but not enabled changes nothing; enabled, it is on or the start fails."""
+
+import json
+
+import pytest
+
+from tests.integration.serving import run_python
+
+# Starts a fresh interpreter that imports SGLang's scheduler: seconds each.
+pytestmark = pytest.mark.server
+
+OLD_VERSION = """
+import importlib.metadata as metadata
+real = metadata.version
+metadata.version = lambda name: "0.4.0" if name == "sglang" else real(name)
+"""
+STATE = """
+import argparse, sys
+import sglang.srt.managers.scheduler as scheduler
+import sglang.srt.entrypoints.engine
+from sglang.srt.plugins import load_plugins
+from sglang.srt.plugins.hook_registry import HookRegistry
+load_plugins()
+from sglang.srt.server_args import ServerArgs
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+parser = argparse.ArgumentParser()
+ServerArgs.add_cli_args(parser)
+print("scheduler", scheduler.Scheduler.__name__)
+print("hooks", len([h for hooks in HookRegistry._hooks.values() for h in hooks]))
+print("flags", "--flowprefill-policy" in parser.format_help())
+print("attention", ATTENTION_BACKENDS["torch_native"].__module__)
+print("adapter", any(name.startswith("sglang_flowprefill.adapter.s") for name in sys.modules))
+"""
+
+
+def test_not_enabled_leaves_sglang_stock():
+    """Without the variable: no hook, no flag, no replaced class, no backend of ours."""
+    result = run_python(STATE, SGLANG_FLOWPREFILL="", SGLANG_USE_CPU_ENGINE="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-5:] == [
+        "scheduler Scheduler",
+        "hooks 0",
+        "flags False",
+        "attention sglang.srt.layers.attention.attention_registry",
+        "adapter False",
+    ]
+
+
+def test_enabled_replaces_the_scheduler():
+    """With the variable everything of ours is in place."""
+    result = run_python(STATE, SGLANG_FLOWPREFILL="1", SGLANG_USE_CPU_ENGINE="1")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "scheduler FlowPrefillScheduler" in lines
+    assert "flags True" in lines
+    assert "attention sglang_flowprefill.adapter.attention" in lines
+
+
+def test_wrong_sglang_version_stops_the_start():
+    """An unsupported version is an error with the remedy, not a stock server."""
+    code = OLD_VERSION + STATE
+    result = run_python(code, SGLANG_FLOWPREFILL="1", SGLANG_USE_CPU_ENGINE="1")
+    assert result.returncode == 1
+    assert "pip install sglang==0.5.23" in result.stderr
+
+
+UNUSABLE = {
+    "--chunked-prefill-size 2048": "--chunked-prefill-size 2048",
+    "--tp-size 2": "--tp-size 2",
+    "--schedule-policy lpm": "--schedule-policy lpm",
+    "--flowprefill-policy magic": "choose one of s-edf, fcfs",
+    "--flowprefill-max-suspended 0": "--flowprefill-max-suspended",
+    "--flowprefill-tpot-slo-ms fast": "expected a value of type float",
+    "--flowprefill-slo-config no-such-file.yaml": "cannot read the file",
+}
+LAUNCH = """
+import json, sys
+from sglang_flowprefill.launch_server import main
+answers = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments.split())
+    except SystemExit as exit:
+        answers.append(str(exit.code))
+print(json.dumps(answers))
+"""
+
+
+def test_unusable_settings_stop_the_start():
+    """A bad flag or an unsupported combination is one clear message, naming the flag."""
+    result = run_python(LAUNCH, json.dumps(list(UNUSABLE)))
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout.splitlines()[-1])
+    for answer, (arguments, message) in zip(answers, UNUSABLE.items(), strict=True):
+        assert answer.startswith("flowprefill: error:"), arguments
+        assert message in answer
+
+
+def test_filtered_out_plugin_is_an_error_not_a_stock_server():
+    """If SGLANG_PLUGINS keeps our plugin out, the launcher refuses to serve."""
+    result = run_python(LAUNCH, '[""]', SGLANG_PLUGINS="something-else")
+    assert "flowprefill: error: SGLANG_PLUGINS" in result.stdout
