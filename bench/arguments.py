@@ -1,0 +1,199 @@
+"""Command line options that several commands share, and their way into the library's types."""
+
+import argparse
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bench.provenance import without_folders
+from bench.replay import ReplayOptions
+from bench.servers import SYSTEMS, ServerOptions
+from bench.workloads.workload import WorkloadSpec
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    value = float(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return value
+
+
+def system_names(text: str) -> list[str]:
+    """Parse a comma-separated list of systems, each once."""
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in SYSTEMS]
+    if unknown or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(
+            f"expected some of {','.join(SYSTEMS)}, each once, got {text!r}"
+        )
+    return names
+
+
+def class_slo(text: str) -> tuple[str, float]:
+    """Parse ``CLASS=SECONDS``."""
+    name, _, seconds = text.partition("=")
+    return name, positive_float(seconds)
+
+
+def system_flags(text: str) -> tuple[str, tuple[str, ...]]:
+    """Parse ``SYSTEM=FLAGS``."""
+    name, _, flags = text.partition("=")
+    if name not in SYSTEMS:
+        raise argparse.ArgumentTypeError(f"unknown system {name!r}; know {','.join(SYSTEMS)}")
+    return name, tuple(shlex.split(flags))
+
+
+def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides which requests arrive when."""
+    group = parser.add_argument_group("workload")
+    group.add_argument("--trace", type=Path, help="trace file; default: the built-in generator")
+    group.add_argument("--num-requests", type=positive_int, help="use the first N; default: all")
+    group.add_argument(
+        "--rate",
+        type=positive_float,
+        help="offered requests/s, by scaling all gaps; default: as in the trace",
+    )
+    group.add_argument(
+        "--length-scale", type=positive_float, default=1.0, help="factor on prompts and outputs"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of generator and prompts")
+
+
+def add_slo_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides which TTFT counts as met."""
+    group = parser.add_argument_group("objectives")
+    group.add_argument(
+        "--slo-scale", type=positive_float, default=1.0, help="factor on every TTFT SLO"
+    )
+    group.add_argument(
+        "--slo",
+        type=class_slo,
+        action="append",
+        default=[],
+        metavar="CLASS=SECONDS",
+        help="unscaled TTFT SLO of a class that the authors' table lacks; may be repeated",
+    )
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser, *, send_class: bool) -> None:
+    """Add what decides how requests are sent.
+
+    Args:
+        parser: Of the command.
+        send_class: Default of ``--send-class``; servers that the bench starts know the classes.
+    """
+    group = parser.add_argument_group("replay")
+    group.add_argument(
+        "--original-output-lengths",
+        action="store_true",
+        help="generate as many tokens as the trace says; default: 1, which isolates prefills",
+    )
+    group.add_argument(
+        "--send-slo",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tell the server each request's SLO",
+    )
+    group.add_argument(
+        "--send-class",
+        action=argparse.BooleanOptionalAction,
+        default=send_class,
+        help="tell the server each request's class, which it must know (default: %(default)s)",
+    )
+    group.add_argument(
+        "--drain-timeout-s",
+        type=positive_float,
+        default=300.0,
+        help="wait this long after the last arrival; later answers are misses",
+    )
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides which servers are started, and how."""
+    group = parser.add_argument_group("servers")
+    group.add_argument(
+        "--systems",
+        type=system_names,
+        default=["flowprefill", "stock"],
+        help=f"comma-separated, in the order to measure: {','.join(SYSTEMS)}",
+    )
+    group.add_argument("--model-path", help="default: the embedded model")
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    group.add_argument("--dtype", help="default: that of the device")
+    group.add_argument(
+        "--radix-cache",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="keep SGLang's prefix cache on; prompts never repeat, so it cannot hit",
+    )
+    group.add_argument(
+        "--server-flags", type=shlex.split, default=[], help="more flags, for every system"
+    )
+    group.add_argument(
+        "--flags-for",
+        type=system_flags,
+        action="append",
+        default=[],
+        metavar="SYSTEM=FLAGS",
+        help="more flags, for one system; may be repeated",
+    )
+    group.add_argument("--startup-timeout-s", type=positive_float, default=300.0)
+
+
+def workload_spec(args: argparse.Namespace) -> WorkloadSpec:
+    """Collect the workload options."""
+    return WorkloadSpec(
+        trace=args.trace,
+        num_requests=args.num_requests,
+        rate_per_s=args.rate,
+        length_scale=args.length_scale,
+        seed=args.seed,
+    )
+
+
+def replay_options(args: argparse.Namespace) -> ReplayOptions:
+    """Collect the replay options."""
+    return ReplayOptions(
+        original_output_lengths=args.original_output_lengths,
+        send_slo=args.send_slo,
+        send_class=args.send_class,
+        seed=args.seed,
+        drain_timeout_s=args.drain_timeout_s,
+    )
+
+
+def server_options(args: argparse.Namespace, slo_config: Path | None = None) -> ServerOptions:
+    """Collect the server options, and add the file of SLO classes."""
+    return ServerOptions(
+        model_path=args.model_path,
+        device=args.device,
+        dtype=args.dtype,
+        use_radix_cache=args.radix_cache,
+        slo_config=slo_config,
+        flags=tuple(args.server_flags),
+        flags_for=dict(args.flags_for),
+        startup_timeout_s=args.startup_timeout_s,
+    )
+
+
+def config_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return every option as JSON-safe data without folders of this machine."""
+    return {name: _json_safe(value) for name, value in sorted(vars(args).items()) if name != "run"}
+
+
+def _json_safe(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, str | Path):
+        return without_folders([str(value)])[0]
+    return value

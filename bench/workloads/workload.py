@@ -1,0 +1,80 @@
+"""A prepared workload, and the recipe that made it.
+
+``WorkloadSpec.build`` is the only place where loading, cutting and scaling are put in order:
+head, then lengths, then rate, so that the rate is that of the requests really used.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.workloads.qwentrace_like import generate_requests
+from bench.workloads.request import TraceRequest
+from bench.workloads.scaling import head, mean_rate_per_s, scale_lengths, scale_to_rate
+from bench.workloads.trace_file import read_trace
+
+BUILT_IN_NUM_REQUESTS = 327
+# A result must never look more real than the trace it was measured with.
+_CAVEATS = ("reconstructed", "synthetic")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests ready to replay.
+
+    Attributes:
+        requests: In order of arrival.
+        origin: Where they come from, with its caveat, for titles.
+    """
+
+    requests: tuple[TraceRequest, ...]
+    origin: str
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Offered rate, None where all requests arrive at once."""
+        return mean_rate_per_s(self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSpec:
+    """How to make a workload.
+
+    Attributes:
+        trace: Trace file; None takes the built-in generator.
+        num_requests: Requests to use from the head; None takes all (the generator: 327).
+        rate_per_s: Offered rate; None keeps the trace's own.
+        length_scale: Factor on prompt and output lengths.
+        seed: Of the built-in generator.
+    """
+
+    trace: Path | None = None
+    num_requests: int | None = None
+    rate_per_s: float | None = None
+    length_scale: float = 1.0
+    seed: int = 0
+
+    def build(self) -> Workload:
+        """Load or generate, cut and scale.
+
+        Raises:
+            BenchError: The trace is malformed, too short, or cannot be given this rate.
+        """
+        if self.trace is None:
+            requests = generate_requests(self.num_requests or BUILT_IN_NUM_REQUESTS, self.seed)
+        else:
+            requests = read_trace(self.trace)
+        if self.num_requests is not None:
+            requests = head(requests, self.num_requests)
+        requests = scale_lengths(requests, self.length_scale)
+        if self.rate_per_s is not None:
+            requests = scale_to_rate(requests, self.rate_per_s)
+        return Workload(tuple(requests), self.origin)
+
+    @property
+    def origin(self) -> str:
+        """Name the source, with the caveat that its file name carries."""
+        if self.trace is None:
+            return "built-in generator (QwenTrace-like)"
+        name = self.trace.name.removesuffix(".gz").removesuffix(".csv")
+        caveats = [caveat for caveat in _CAVEATS if caveat in name.lower()]
+        return f"{name} ({', '.join(caveats)})" if caveats else name
