@@ -1,0 +1,208 @@
+"""The ASGI middleware, called directly: no server, no HTTP library."""
+
+import asyncio
+import gzip
+import json
+
+import pytest
+
+from sglang_flowprefill.api import HeaderSlo, SloClasses, SloMiddleware, SloResolver
+from sglang_flowprefill.api.http import SCOPE_KEY
+from sglang_flowprefill.core import Slo
+from sglang_flowprefill.testing import ManualClock
+
+RESOLVER = SloResolver(SloClasses({"chat": 200.0}, Slo(1.0)))
+DISCONNECT = {"type": "http.disconnect"}
+
+
+class Door:
+    """The middleware in front of an application that records what reaches it."""
+
+    def __init__(self):
+        self.clock = ManualClock(1000.0)
+        self.scopes, self.received, self.sent = [], [], []
+        self.num_read = 0
+        self._middleware = SloMiddleware(self._app, RESOLVER, self.clock)
+
+    async def _app(self, scope, receive, send):
+        self.scopes.append(scope)
+        self.num_read_before = self.num_read
+        self.clock.advance(5.0)
+        while scope["type"] == "http":
+            message = await receive()
+            self.received.append(message)
+            if message == DISCONNECT:
+                break
+
+    def call(
+        self, *bodies, path="/generate", method="POST", headers=(), kind="http", end=DISCONNECT
+    ):
+        """Send one request in as many body messages as given."""
+        messages = [
+            {"type": "http.request", "body": body, "more_body": index + 1 < len(bodies)}
+            for index, body in enumerate(bodies or [b""])
+        ]
+        if end is not DISCONNECT:
+            messages[-1]["more_body"] = True
+        pending = iter([*messages, DISCONNECT])
+        scope = {
+            "type": kind,
+            "method": method,
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in headers],
+        }
+
+        async def receive():
+            self.num_read += 1
+            return next(pending)
+
+        async def send(message):
+            self.sent.append(message)
+
+        asyncio.run(self._middleware(scope, receive, send))
+        return messages
+
+    @property
+    def refusal(self):
+        """The error that was sent instead of reaching the application."""
+        assert not self.scopes, "the application saw a request that should have been refused"
+        start, body = self.sent
+        assert start["status"] == 400
+        headers = dict(start["headers"])
+        assert headers[b"content-type"] == b"application/json"
+        assert headers[b"content-length"] == str(len(body["body"])).encode()
+        return json.loads(body["body"])["error"]
+
+
+@pytest.fixture
+def door():
+    """Return a fresh middleware and application."""
+    return Door()
+
+
+def body_of(custom_params, **fields):
+    """Return a ``/generate`` body."""
+    return json.dumps({"sampling_params": {"custom_params": custom_params}, **fields}).encode()
+
+
+# ---- passing through ----
+
+
+def test_arrival_is_stamped_at_the_door(door):
+    """The stamp is taken before the application parses anything."""
+    door.call(headers=[("X-SLO-TTFT-MS", " 250 "), ("x-slo-class", "chat")])
+    assert door.scopes[0][SCOPE_KEY] == HeaderSlo(1000.0, "250", "chat")
+
+
+def test_requests_without_slo_are_stamped_too(door):
+    """Queueing counts from arrival, whether or not the caller states an objective."""
+    door.call(b"{}")
+    assert door.scopes[0][SCOPE_KEY] == HeaderSlo(1000.0, None, None)
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [b""],
+        [body_of({"ttft_slo_ms": 100})],
+        [b'{"text": "\xff not utf-8', b" \x00 nor JSON, custom_params"],
+        [body_of({"slo_class": "chat"})[:20], b"", body_of({"slo_class": "chat"})[20:]],
+        [b'{"custom_params": ' + b"[" * 100_000],
+    ],
+    ids=["empty", "one message", "not JSON", "several messages", "nested too deep"],
+)
+def test_body_reaches_the_application_byte_for_byte(door, bodies):
+    """Same messages, same borders, and then whatever the connection says next."""
+    messages = door.call(*bodies)
+    assert door.received == [*messages, DISCONNECT]
+
+
+def test_connection_lost_inside_the_body_is_passed_on(door):
+    """The application hears of the disconnect itself."""
+    messages = door.call(b'{"text": "cut', end=None)
+    assert door.received == [*messages, DISCONNECT]
+    assert not door.sent
+
+
+def test_compressed_body_passes_unread(door):
+    """It is validated later, by the tokenizer hook, once somebody has decoded it."""
+    body = gzip.compress(body_of({"ttft_slo_ms": -1}))
+    messages = door.call(body, headers=[("Content-Encoding", "gzip")])
+    assert door.num_read_before == 0
+    assert door.received == [*messages, DISCONNECT]
+
+
+@pytest.mark.parametrize("kind", ["websocket", "lifespan"])
+def test_other_protocols_pass_untouched(door, kind):
+    """Only HTTP requests carry an SLO."""
+    door.call(kind=kind, headers=[("x-slo-ttft-ms", "nonsense")])
+    assert SCOPE_KEY not in door.scopes[0]
+
+
+def test_get_passes_untouched(door):
+    """Health checks and model lists are none of our business."""
+    door.call(method="GET", path="/health", headers=[("x-slo-ttft-ms", "nonsense")])
+    assert SCOPE_KEY not in door.scopes[0]
+
+
+def test_other_routes_keep_their_body_to_themselves(door):
+    """``custom_params`` on a route that does not generate is not ours to judge."""
+    door.call(body_of({"ttft_slo_ms": -1}), path="/flush_cache")
+    assert len(door.scopes) == 1
+
+
+# ---- refusing ----
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/flush_cache"])
+def test_bad_header_is_refused_on_every_route(door, path):
+    """400 with the field at fault, in the shape of OpenAI's errors."""
+    door.call(b"{}", path=path, headers=[("x-slo-ttft-ms", "0")])
+    assert door.refusal["param"] == "x-slo-ttft-ms"
+    assert (door.refusal["type"], door.refusal["code"]) == ("BadRequestError", 400)
+
+
+def test_header_sent_twice_is_refused(door):
+    """Whichever a proxy would keep, the caller did not mean both."""
+    door.call(b"{}", headers=[("x-slo-class", "chat"), ("X-Slo-Class", "chat")])
+    assert "more than once" in door.refusal["message"]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_bad_body_is_refused_under_both_methods_of_generate(door, method):
+    """SGLang serves ``/generate`` under POST and PUT alike."""
+    door.call(body_of({"ttft_slo_ms": "soon"}), method=method)
+    assert door.refusal["param"] == "ttft_slo_ms"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_bad_body_is_refused_on_openai_routes(door, path):
+    """There ``custom_params`` stands at the top of the body."""
+    door.call(json.dumps({"custom_params": {"slo_class": "vip"}}).encode(), path=path)
+    assert door.refusal["param"] == "slo_class"
+
+
+def test_bad_body_is_refused_before_a_stream_begins(door):
+    """A status code, not an error event inside a stream that already said 200."""
+    door.call(body_of({"ttft_slo_ms": -1}, stream=True))
+    assert door.refusal["code"] == 400
+
+
+def test_one_bad_prompt_of_a_batched_request_refuses_it(door):
+    """Each of the sampling parameters of a list is validated."""
+    params = [{"custom_params": {"ttft_slo_ms": 5}}, {}, {"custom_params": {"ttft_slo_ms": 0}}]
+    door.call(json.dumps({"sampling_params": params}).encode())
+    assert door.refusal["param"] == "ttft_slo_ms"
+
+
+def test_header_against_body_is_refused(door):
+    """The contradiction is seen at the door."""
+    door.call(body_of({"ttft_slo_ms": 100}), headers=[("x-slo-ttft-ms", "200")])
+    assert door.refusal["param"] == "x-slo-ttft-ms"
+
+
+def test_bad_body_in_several_messages_is_refused(door):
+    """However the body is cut."""
+    body = body_of({"ttft_slo_ms": -1})
+    door.call(*(body[i : i + 7] for i in range(0, len(body), 7)))
+    assert door.refusal["param"] == "ttft_slo_ms"

@@ -1,0 +1,172 @@
+"""From headers and body to one SLO, or to an error that names the field."""
+
+import math
+
+import pytest
+
+from sglang_flowprefill.api import HeaderSlo, SloClasses, SloResolver
+from sglang_flowprefill.core import Slo
+from sglang_flowprefill.errors import FlowPrefillError, SloError
+
+RESOLVER = SloResolver(
+    SloClasses({"chat": 200.0, "batch": 60_000.0}, default=Slo(1.0, "default")),
+)
+
+
+def header(ttft_slo_ms=None, class_name=None, arrival_unix_s=1000.0):
+    """Return what a request's headers say."""
+    return HeaderSlo(arrival_unix_s, ttft_slo_ms, class_name)
+
+
+@pytest.mark.parametrize(
+    ("headers", "custom_params", "expected"),
+    [
+        pytest.param(None, None, Slo(1.0), id="nothing: the server's default"),
+        pytest.param(header(), {}, Slo(1.0), id="empty headers and body: the default"),
+        pytest.param(None, {"other": [1]}, Slo(1.0), id="foreign parameters are left alone"),
+        pytest.param(header("250"), None, Slo(0.25), id="header milliseconds"),
+        pytest.param(header("2.5e2"), None, Slo(0.25), id="header in scientific notation"),
+        pytest.param(None, {"ttft_slo_ms": 250}, Slo(0.25), id="body milliseconds"),
+        pytest.param(None, {"ttft_slo_ms": 1.0}, Slo(0.001), id="the least objective"),
+        pytest.param(None, {"ttft_slo_ms": 86_400_000}, Slo(86_400.0), id="the greatest"),
+        pytest.param(None, {"ttft_slo_ms": None, "slo_class": None}, Slo(1.0), id="nulls: unset"),
+        pytest.param(header(None, "chat"), None, Slo(0.2, "chat"), id="header class"),
+        pytest.param(None, {"slo_class": "batch"}, Slo(60.0, "batch"), id="body class"),
+        pytest.param(header("50", "chat"), None, Slo(0.05, "chat"), id="milliseconds beat class"),
+        pytest.param(
+            header(None, "chat"), {"ttft_slo_ms": 50}, Slo(0.05, "chat"), id="one from each"
+        ),
+        pytest.param(
+            header("50", "chat"),
+            {"ttft_slo_ms": 50.0, "slo_class": "chat"},
+            Slo(0.05, "chat"),
+            id="header and body agree",
+        ),
+    ],
+)
+def test_accepted(headers, custom_params, expected):
+    """Every documented way to state an objective gives that objective."""
+    assert RESOLVER.resolve(headers, custom_params) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        0,
+        -1,
+        0.999,
+        86_400_001,
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**400,
+        True,
+        False,
+        "100",
+        "",
+        [],
+        {},
+    ],
+    ids=lambda value: repr(value)[:12],
+)
+def test_body_refuses_what_is_no_number_of_milliseconds(value):
+    """Zero, negatives, non-numbers, text, booleans and absurd sizes are the caller's fault."""
+    with pytest.raises(SloError) as caught:
+        RESOLVER.resolve(None, {"ttft_slo_ms": value})
+    assert caught.value.field == "ttft_slo_ms"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "0", "-1", "0.5", "nan", "inf", "-inf", "1e400", "fast", "100ms", "0x10", "1,5"],
+)
+def test_header_refuses_what_is_no_number_of_milliseconds(text):
+    """A header that cannot be an objective is an error, not the default."""
+    with pytest.raises(SloError) as caught:
+        RESOLVER.resolve(header(text), None)
+    assert caught.value.field == "x-slo-ttft-ms"
+
+
+@pytest.mark.parametrize("name", ["", "CHAT", "chat ", "default", 5, True, [], {}, ["chat"]])
+def test_unknown_class_is_refused_with_the_known_ones(name):
+    """The message lists what the server knows, whatever type the caller sent."""
+    with pytest.raises(SloError, match="known: batch, chat") as caught:
+        RESOLVER.resolve(None, {"slo_class": name})
+    assert caught.value.field == "slo_class"
+
+
+def test_class_on_a_server_without_classes_points_to_the_setting():
+    """The operator learns which flag is missing."""
+    resolver = SloResolver(SloClasses({}, Slo(1.0)))
+    with pytest.raises(SloError, match="--flowprefill-slo-config"):
+        resolver.resolve(header(None, "chat"), None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "custom_params", "field"),
+    [
+        (header("100"), {"ttft_slo_ms": 200}, "x-slo-ttft-ms"),
+        (header(None, "chat"), {"slo_class": "batch"}, "x-slo-class"),
+    ],
+)
+def test_header_and_body_that_disagree_are_an_error(headers, custom_params, field):
+    """Neither silently wins."""
+    with pytest.raises(SloError, match="says") as caught:
+        RESOLVER.resolve(headers, custom_params)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("custom_params", ["chat", 5, 0, False, [], [{"slo_class": "chat"}]])
+def test_custom_params_must_be_an_object(custom_params):
+    """Anything else cannot carry named values."""
+    with pytest.raises(SloError) as caught:
+        RESOLVER.resolve(None, custom_params)
+    assert caught.value.field == "custom_params"
+
+
+def test_long_values_are_cut_in_messages():
+    """An attacker's megabyte does not come back in the error."""
+    with pytest.raises(SloError) as caught:
+        RESOLVER.resolve(header("9" * 10_000 + "x"), None)
+    assert len(str(caught.value)) < 200
+
+
+def test_slo_error_is_a_value_error_and_ours():
+    """SGLang's routes answer 400 to a ValueError; our callers catch the base class."""
+    assert issubclass(SloError, ValueError)
+    assert issubclass(SloError, FlowPrefillError)
+
+
+# ---- stamped parameters ----
+
+
+def test_stamp_fills_all_three_keys_and_keeps_the_rest():
+    """The scheduler process reads nothing but these keys."""
+    stamped = RESOLVER.stamped_params(header("250", "chat"), {"mine": 1}, now_unix_s=2000.0)
+    assert stamped == {
+        "mine": 1,
+        "ttft_slo_ms": 250.0,
+        "slo_class": "chat",
+        "flowprefill_arrival_unix_s": 1000.0,
+    }
+
+
+def test_outside_http_arrival_is_now():
+    """``sglang.Engine`` has no headers; the stamp is the time of the call."""
+    stamped = RESOLVER.stamped_params(None, None, now_unix_s=2000.0)
+    assert stamped["flowprefill_arrival_unix_s"] == 2000.0
+
+
+@pytest.mark.parametrize("headers", [None, header()])
+def test_callers_do_not_choose_their_arrival(headers):
+    """An arrival that a caller sends is overwritten: it would buy priority."""
+    forged = {"flowprefill_arrival_unix_s": -1e9}
+    stamped = RESOLVER.stamped_params(headers, forged, now_unix_s=1000.0)
+    assert stamped["flowprefill_arrival_unix_s"] == 1000.0
+
+
+def test_stamping_does_not_change_what_was_received():
+    """The caller's dictionary may be shared between requests."""
+    received = {"ttft_slo_ms": 100}
+    RESOLVER.stamped_params(None, received, now_unix_s=0.0)
+    assert received == {"ttft_slo_ms": 100}

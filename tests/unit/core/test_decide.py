@@ -1,0 +1,234 @@
+"""One scheduling round: from a view of the world to one decision. One token is 1 ms."""
+
+from dataclasses import replace
+
+import pytest
+
+from sglang_flowprefill.core import (
+    DecodeView,
+    Fcfs,
+    PrefillScheduler,
+    ResumeBatch,
+    RunDecode,
+    SchedulerView,
+    SEdf,
+    StartBatch,
+    Wait,
+)
+from sglang_flowprefill.core.batching import BatchLimits
+from sglang_flowprefill.testing import MS_PER_TOKEN, make_batch, make_request
+
+S_EDF = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(max_tokens=512))
+FCFS = replace(S_EDF, policy=Fcfs())
+NOW_S = 0.0
+
+DOCUMENT = make_request("document", ttft_slo_s=30.0, num_uncached_tokens=8000)
+URGENT = make_request("urgent", ttft_slo_s=0.5, num_uncached_tokens=100)
+
+
+def decide(scheduler=S_EDF, now_s=NOW_S, **view):
+    """Decide on a view given by its fields."""
+    return scheduler.decide(SchedulerView(**view), now_s)
+
+
+def started(decision):
+    """Return the ids of a started batch."""
+    assert isinstance(decision, StartBatch)
+    return [request.request_id for request in decision.requests]
+
+
+def running(*requests, **kwargs):
+    """Return the view of a machine whose current prefill is this one."""
+    current = make_batch(*requests, **kwargs)
+    return {"batches": [current], "current": current}
+
+
+# ---- without preemption ----
+
+
+def test_nothing_to_do_means_wait():
+    """An idle server sleeps."""
+    assert decide() == Wait("nothing to do")
+
+
+def test_blocked_requests_mean_wait():
+    """Waiting requests without memory do not make the server spin."""
+    assert decide(waiting=[URGENT], can_start=False) == Wait("waiting requests are blocked")
+
+
+def test_the_first_in_policy_order_starts():
+    """S-EDF starts the earliest deadline, whatever the order of arrival."""
+    huge = replace(URGENT, request_id="huge", num_uncached_tokens=400)
+    assert started(decide(waiting=[DOCUMENT, huge])) == ["huge"]
+
+
+def test_passengers_come_along_in_policy_order():
+    """The head's batch is filled by deadline, within the token bound."""
+    waiting = [
+        make_request(name, ttft_slo_s=slo_s, num_uncached_tokens=200)
+        for name, slo_s in [("third", 3.0), ("first", 1.0), ("second", 2.0)]
+    ]
+    assert started(decide(waiting=waiting)) == ["first", "second"]
+
+
+def test_a_suspended_batch_with_an_earlier_deadline_resumes_first():
+    """Started work is not left behind for later deadlines."""
+    suspended = make_batch(URGENT, batch_id=4, run_s=0.01)
+    decision = decide(waiting=[DOCUMENT], batches=[suspended])
+    assert decision == ResumeBatch(4, "first in policy order")
+
+
+def test_a_waiting_request_goes_before_a_later_suspended_batch():
+    """Suspended work has no privilege over an earlier deadline."""
+    suspended = make_batch(DOCUMENT, run_s=1.0)
+    assert started(decide(waiting=[URGENT], batches=[suspended])) == ["urgent"]
+
+
+def test_the_most_urgent_suspended_batch_resumes():
+    """Among batches the policy's order holds too."""
+    late = make_batch(DOCUMENT, batch_id=1, run_s=1.0)
+    soon = make_batch(URGENT, batch_id=2, run_s=0.01)
+    assert decide(batches=[late, soon]).batch_id == 2
+
+
+def test_a_batch_is_as_urgent_as_its_most_urgent_member():
+    """A passenger's deadline counts when the batch competes for the machine."""
+    mixed = make_batch(DOCUMENT, URGENT, batch_id=1, cost=replace(MS_PER_TOKEN, per_token_s=1e-6))
+    other = make_batch(make_request("other", ttft_slo_s=0.6), batch_id=2)
+    assert decide(batches=[other, mixed]).batch_id == 1
+
+
+def test_work_already_done_counts_towards_feasibility():
+    """What was doomed from scratch is feasible once most of it has run."""
+    deadline_s = {"ttft_slo_s": 1.0, "num_uncached_tokens": 950}
+    batch = make_batch(make_request("nearly done", **deadline_s), batch_id=3, run_s=0.9)
+    waiting = [make_request("later", ttft_slo_s=2.0)]
+    assert decide(now_s=0.93, batches=[batch], waiting=waiting).batch_id == 3
+    from_scratch = make_batch(make_request("not begun", **deadline_s))
+    assert started(decide(now_s=0.93, batches=[from_scratch], waiting=waiting)) == ["later"]
+
+
+# ---- preemption ----
+
+
+def test_a_tighter_deadline_preempts():
+    """The promise of the project: the urgent request does not wait for the document."""
+    decision = decide(waiting=[URGENT], **running(DOCUMENT, run_s=1.0))
+    assert decision == StartBatch((URGENT,), "preempts the current prefill")
+
+
+def test_a_later_deadline_does_not_preempt():
+    """Arrivals that can wait do."""
+    decision = decide(waiting=[DOCUMENT], **running(URGENT, run_s=0.01))
+    assert decision == ResumeBatch(0, "current prefill goes on")
+
+
+def test_an_equal_deadline_does_not_preempt():
+    """A switch needs a reason."""
+    twin = replace(URGENT, request_id="twin", num_uncached_tokens=300)
+    assert decide(waiting=[twin], **running(URGENT, run_s=0.01)).batch_id == 0
+
+
+def test_a_doomed_request_does_not_preempt_a_feasible_one():
+    """It would cost a first token in time and gain none."""
+    doomed = make_request("doomed", ttft_slo_s=0.5, num_uncached_tokens=4000)
+    assert decide(waiting=[doomed], **running(DOCUMENT, run_s=1.0)).batch_id == 0
+
+
+def test_a_feasible_request_preempts_a_doomed_one():
+    """A prefill that missed its deadline makes room for one that need not."""
+    assert started(
+        decide(
+            now_s=29.9, waiting=[replace(URGENT, arrival_s=29.9)], **running(DOCUMENT, run_s=1.0)
+        )
+    ) == ["urgent"]
+
+
+def test_a_suspended_batch_may_preempt_too():
+    """When the running prefill turns doomed, a feasible suspended one takes over."""
+    doomed = make_batch(make_request("doomed", ttft_slo_s=1.0, num_uncached_tokens=5000), run_s=0.1)
+    feasible = make_batch(DOCUMENT, batch_id=5, run_s=0.1)
+    decision = decide(batches=[doomed, feasible], current=doomed)
+    assert decision == ResumeBatch(5, "first in policy order")
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "preempts"), [(0.25, True), (0.0625, True), (0.0624, False), (0.001, False)]
+)
+def test_a_nearly_finished_prefill_is_not_preempted(remaining_s, preempts):
+    """Below the gain margin the newcomer waits: suspending would cost more than it brings."""
+    scheduler = replace(S_EDF, min_preemption_gain_s=0.0625)
+    current = running(DOCUMENT, run_s=8.0 - remaining_s)
+    decision = decide(scheduler, waiting=[URGENT], **current)
+    assert isinstance(decision, StartBatch) is preempts
+
+
+def test_a_prefill_that_outran_its_prediction_is_preempted():
+    """With nothing left by the prediction, the prediction was wrong: it may run for long yet."""
+    scheduler = replace(S_EDF, min_preemption_gain_s=0.05)
+    assert started(decide(scheduler, waiting=[URGENT], **running(DOCUMENT, run_s=9.0))) == [
+        "urgent"
+    ]
+
+
+def test_fcfs_never_preempts():
+    """The baseline finishes what it began."""
+    earlier = replace(URGENT, arrival_s=-1.0)
+    assert decide(FCFS, waiting=[earlier], **running(DOCUMENT, run_s=1.0)).batch_id == 0
+
+
+def test_fcfs_starts_in_order_of_arrival():
+    """The baseline ignores deadlines."""
+    first, second = replace(DOCUMENT, arrival_s=1.0), replace(URGENT, arrival_s=2.0)
+    assert started(decide(FCFS, now_s=3.0, waiting=[second, first])) == ["document"]
+
+
+# ---- bounds ----
+
+
+@pytest.mark.parametrize(("num_batches", "starts"), [(1, True), (2, True), (3, False), (4, False)])
+def test_no_more_than_max_suspended_prefills_stand_still(num_batches, starts):
+    """A new batch may suspend the current one only while the bound has room."""
+    scheduler = replace(S_EDF, max_suspended=2)
+    batches = [
+        make_batch(replace(DOCUMENT, request_id=str(i)), batch_id=i, run_s=0.1)
+        for i in range(num_batches)
+    ]
+    decision = decide(scheduler, waiting=[URGENT], batches=batches, current=batches[0])
+    assert isinstance(decision, StartBatch) is starts
+    if not starts:
+        assert decision == ResumeBatch(0, "current prefill goes on")
+
+
+def test_without_memory_started_work_still_runs():
+    """A full cache stops new batches, not the ones that own memory."""
+    suspended = make_batch(DOCUMENT, batch_id=6, run_s=0.1)
+    assert decide(waiting=[URGENT], batches=[suspended], can_start=False).batch_id == 6
+
+
+# ---- decode ----
+
+
+@pytest.mark.parametrize(("now_s", "runs"), [(0.9, False), (1.0, True), (1.1, True)])
+def test_a_due_decode_step_goes_before_any_prefill(now_s, runs):
+    """Running requests get their next token in time, inside somebody's prefill."""
+    view = {"waiting": [URGENT], "decode": DecodeView(due_s=1.0), **running(DOCUMENT, run_s=0.1)}
+    decision = decide(now_s=now_s, **view)
+    assert (decision == RunDecode("decode step due")) is runs
+
+
+def test_decode_runs_when_there_is_nothing_to_prefill():
+    """An idle machine does not wait for the step to be due."""
+    assert decide(decode=DecodeView(due_s=9.0)) == RunDecode("nothing to prefill")
+
+
+def test_decode_runs_while_waiting_requests_are_blocked():
+    """Decoding is what frees the memory that they wait for."""
+    decision = decide(waiting=[URGENT], can_start=False, decode=DecodeView(due_s=9.0))
+    assert decision == RunDecode("nothing to prefill")
+
+
+def test_deciding_changes_nothing():
+    """Equal arguments give equal decisions: a round has no memory."""
+    view = {"waiting": [DOCUMENT, URGENT], **running(DOCUMENT, run_s=1.0)}
+    assert decide(**view) == decide(**view)

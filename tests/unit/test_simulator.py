@@ -1,0 +1,165 @@
+"""The simulator: the server's rules on a clock that jumps. One token is 1 ms unless said."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from sglang_flowprefill.core import (
+    ClassAttainment,
+    EventKind,
+    Fcfs,
+    PrefillCost,
+    PrefillScheduler,
+    SEdf,
+)
+from sglang_flowprefill.core.batching import BatchLimits
+from sglang_flowprefill.sim import Arrival, MachineModel, simulate
+from sglang_flowprefill.testing import MS_PER_TOKEN, make_request
+
+S_EDF = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(max_tokens=200))
+FCFS = replace(S_EDF, policy=Fcfs())
+MACHINE = MachineModel(MS_PER_TOKEN, num_layers=10, decode_step_s=0.01)
+LONGEST_OPERATOR_S = 0.42 / 10  # share of a layer, per second of prefill
+
+
+def arrival(name, at_s, num_tokens, ttft_slo_s=1.0, **kwargs):
+    """Return one arrival."""
+    request = make_request(
+        name, arrival_s=at_s, ttft_slo_s=ttft_slo_s, num_uncached_tokens=num_tokens
+    )
+    return Arrival(request, **kwargs)
+
+
+def ttfts_s(result):
+    """Return TTFT by request id."""
+    return {outcome.request.request_id: outcome.ttft_s for outcome in result.outcomes}
+
+
+DOCUMENT = arrival("document", 0.0, 8000, ttft_slo_s=60.0)
+URGENT = arrival("urgent", 2.0, 100, ttft_slo_s=0.5)
+
+
+def test_a_lone_prompt_takes_its_predicted_time():
+    """Nothing is added by the division into operators."""
+    result = simulate([DOCUMENT], S_EDF, MACHINE)
+    assert ttfts_s(result) == pytest.approx({"document": 8.0})
+    assert result.statistics.num_events == {EventKind.ARRIVAL: 1, EventKind.COMPLETION: 1}
+    assert result.blocking_s == ()
+
+
+def test_an_urgent_prompt_passes_a_long_one_and_nothing_is_lost():
+    """The promise of the project: it waits for one operator; the document pays its 100 ms."""
+    result = simulate([DOCUMENT, URGENT], S_EDF, MACHINE)
+    ttft_s = ttfts_s(result)
+    assert 0.1 <= ttft_s["urgent"] <= 0.1 + 8.0 * LONGEST_OPERATOR_S
+    assert ttft_s["document"] == pytest.approx(8.1)
+    assert [outcome.num_preemptions for outcome in result.outcomes] == [1, 0]
+    assert result.statistics.num_preemptions == 1
+
+
+def test_first_come_first_served_makes_the_urgent_prompt_wait():
+    """The baseline that the promise is measured against."""
+    result = simulate([DOCUMENT, URGENT], FCFS, MACHINE)
+    assert ttfts_s(result) == pytest.approx({"document": 8.0, "urgent": 6.1})
+    assert result.statistics.num_preemptions == 0
+
+
+@pytest.mark.parametrize("num_tokens", [2000, 8000, 32000])
+def test_blocking_time_is_at_most_one_operator(num_tokens):
+    """However long the running prompt: with tiles, the longest operator does not grow with it."""
+    cost = PrefillCost(0.0, 0.0, per_attention_pair_s=1e-6)
+    machine = MachineModel(cost, num_layers=10, max_tile_s=0.03)
+    document = arrival("document", 0.0, num_tokens, ttft_slo_s=1e6)
+    urgent = [arrival(str(i), 0.05 + 0.1 * i, 10, ttft_slo_s=0.5) for i in range(15)]
+    result = simulate([document, *urgent], replace(S_EDF, cost=cost), machine)
+    assert result.blocking_s
+    assert max(result.blocking_s) <= 0.03
+
+
+def test_tiles_divide_attention_only_and_lose_nothing():
+    """Same total, attention pieces no longer than asked."""
+    cost = PrefillCost(0.1, 1e-3, 1e-6)
+    requests = [make_request(num_uncached_tokens=1000, num_cached_tokens=500)]
+    whole = MachineModel(cost, num_layers=4).operators_s(requests)
+    tiled = MachineModel(cost, num_layers=4, max_tile_s=0.1).operators_s(requests)
+    assert len(whole) == 4 * 7
+    assert len(tiled) == 4 * (6 + 3)  # a million pairs: 0.25 s per layer
+    assert sum(whole) == pytest.approx(sum(tiled)) == pytest.approx(cost.predict_s(requests))
+
+
+def test_a_wrong_prediction_changes_the_machine_not_the_policys_belief():
+    """The document takes twice as long as predicted and is preempted all the same."""
+    slow = replace(DOCUMENT, slowdown=2.0)
+    late = arrival("urgent", 10.0, 100, ttft_slo_s=0.9)  # the prediction ran out at 8 s
+    scheduler = replace(S_EDF, min_preemption_gain_s=0.005)
+    result = simulate([slow, late], scheduler, MACHINE)
+    assert ttfts_s(result)["urgent"] <= 0.1 + 16.0 * LONGEST_OPERATOR_S
+    assert ttfts_s(result)["document"] == pytest.approx(16.1)
+
+
+def test_short_prompts_are_prefilled_together():
+    """Requests that arrive together share a forward pass, within the token bound."""
+    together = [arrival(str(i), 0.0, 60) for i in range(4)]
+    result = simulate(together, S_EDF, MACHINE)
+    assert list(ttfts_s(result).values()) == pytest.approx([0.18, 0.18, 0.18, 0.24])
+    assert result.statistics.num_prefills == 2
+
+
+def test_decode_steps_run_inside_a_long_prefill():
+    """Tokens of running requests come at the TPOT objective, late by one operator at most."""
+    chat = arrival("chat", 0.0, 100, num_output_tokens=11)
+    document = replace(DOCUMENT, request=replace(DOCUMENT.request, arrival_s=0.05))
+    result = simulate([chat, document], S_EDF, MACHINE, tpot_slo_s=0.2)
+    times = [result.outcomes[0].first_token_s, *result.decode_ends_s]
+    gaps = [after - before for before, after in pairwise(times)]
+    assert len(gaps) == result.statistics.num_decode_steps == 10
+    assert max(gaps) <= 0.2 + 8.0 * LONGEST_OPERATOR_S + 0.01
+    assert result.outcomes[0].last_token_s == result.decode_ends_s[-1]
+    assert result.statistics.num_events[EventKind.TIMER] == 10
+
+
+def test_decode_runs_back_to_back_when_there_is_nothing_else():
+    """Without prefills no step waits to be due."""
+    result = simulate([arrival("chat", 0.0, 100, num_output_tokens=5)], S_EDF, MACHINE)
+    assert result.outcomes[0].last_token_s == pytest.approx(0.1 + 4 * 0.01)
+
+
+def test_a_doomed_prompt_finishes_within_the_starvation_bound():
+    """An endless stream of urgent work cannot keep it out once it is old enough."""
+    stream = [arrival(f"urgent {i}", 0.1 * i, 100, ttft_slo_s=0.3) for i in range(300)]
+    doomed = arrival("doomed", 0.0, 3000, ttft_slo_s=1.0)
+    kept_out = simulate([doomed, *stream], replace(S_EDF, policy=SEdf(1e9)), MACHINE)
+    bounded = simulate([doomed, *stream], replace(S_EDF, policy=SEdf(10.0)), MACHINE)
+    assert ttfts_s(kept_out)["doomed"] > 30.0
+    assert ttfts_s(bounded)["doomed"] <= 10.0 * 1.0 + 3.0 + 0.2
+
+
+def test_attainment_is_reported_by_class():
+    """The statistics are those a server would report."""
+    result = simulate(
+        [DOCUMENT, URGENT, replace(URGENT, request=make_request("late", ttft_slo_s=0.01))],
+        S_EDF,
+        MACHINE,
+    )
+    assert result.statistics.attainment == {"default": ClassAttainment(3, 2)}
+
+
+def test_order_of_the_arguments_does_not_matter():
+    """Outcomes come in the order given; the history is decided by the arrival times."""
+    forward, backward = (
+        simulate(a, S_EDF, MACHINE) for a in ([DOCUMENT, URGENT], [URGENT, DOCUMENT])
+    )
+    assert forward.outcomes == backward.outcomes[::-1]
+
+
+def test_an_empty_trace_is_fine():
+    """Nothing arrives, nothing happens, no round is run."""
+    result = simulate([], S_EDF, MACHINE)
+    assert (result.outcomes, result.statistics.num_rounds) == ((), 0)
+
+
+def test_ids_must_be_unique():
+    """Two requests of one id could not be told apart in the outcomes."""
+    with pytest.raises(ValueError, match="id of its own"):
+        simulate([DOCUMENT, DOCUMENT], S_EDF, MACHINE)
