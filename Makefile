@@ -67,7 +67,7 @@ lint: $(TOOLS_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell --skip './.*,./build,./bench-results,./LICENSE,*.svg,*.csv,*.jsonl,*.patch'
+	$(BIN)/codespell
 
 test-unit: $(TOOLS_STAMP)
 	$(SAY) 'Tests without a server'
