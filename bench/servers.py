@@ -1,9 +1,11 @@
 """Servers under test: start one, wait until it serves, stop all of its processes.
 
 Every system gets the same model, device, attention backend and memory flags, from one place.
-What differs is the system itself: ``flowprefill`` is this package's launcher; ``stock`` is
-SGLang's, with scheduling as SGLang chooses it (overlap, chunked prefill); ``stock-tuned`` is
-stock without both, which on a CPU gives it earlier first tokens.
+What differs is the system itself: ``flowprefill`` is this package's launcher;
+``flowprefill-fcfs`` is the same engine and kernels without preemption, which tells the gain of
+scheduling apart from the gain of faster kernels; ``stock`` is SGLang's, with scheduling as SGLang
+chooses it (overlap, chunked prefill); ``stock-tuned`` is stock without both, which on a CPU gives
+it earlier first tokens.
 """
 
 import asyncio
@@ -76,6 +78,9 @@ class System:
 
 SYSTEMS: Mapping[str, System] = {
     "flowprefill": System("sglang_flowprefill.launch_server", is_flowprefill=True),
+    "flowprefill-fcfs": System(
+        "sglang_flowprefill.launch_server", ("--flowprefill-policy", "fcfs"), is_flowprefill=True
+    ),
     "stock": System("sglang.launch_server"),
     "stock-tuned": System(
         "sglang.launch_server", ("--disable-overlap-schedule", "--chunked-prefill-size", "-1")

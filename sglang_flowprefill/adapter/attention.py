@@ -12,7 +12,7 @@ import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from sglang_flowprefill.kernels.cpu.tiled_attention import tiled_causal_attention
+from sglang_flowprefill.kernels.cpu.prefill_attention import prefill_attention
 
 
 class TiledTorchNativeBackend(TorchNativeAttnBackend):
@@ -72,12 +72,12 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
         for row, num_keys, num_queries in rows:
             if start:
                 self.reach()
-            slots = req_to_token[row, :num_keys]
             stop = start + num_queries
-            tiled_causal_attention(
-                query[start:stop].movedim(0, 1),
-                k_cache[slots].to(query.dtype).movedim(0, 1),
-                v_cache[slots].to(query.dtype).movedim(0, 1),
+            prefill_attention(
+                query[start:stop],
+                k_cache,
+                v_cache,
+                req_to_token[row, :num_keys],
                 output[start:stop],
                 scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
                 sliding_window_size=sliding_window_size,

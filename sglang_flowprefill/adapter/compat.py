@@ -171,6 +171,24 @@ UPSTREAM = (
         "tiled on the CPU",
         ("self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices"),
     ),
+    UpstreamSymbol(
+        "layers.layernorm.RMSNorm.forward_native",
+        "cpu_ops.py",
+        "compiled on the CPU",
+        ("self", "x", "residual"),
+    ),
+    UpstreamSymbol(
+        "layers.activation.SiluAndMul.forward_native",
+        "cpu_ops.py",
+        "compiled on the CPU",
+        ("self", "x"),
+    ),
+    UpstreamSymbol(
+        "layers.rotary_embedding.base.RotaryEmbedding.forward_native",
+        "cpu_ops.py",
+        "compiled on the CPU",
+        ("self", "positions", "query", "key"),
+    ),
     # Start-up.
     UpstreamSymbol("server_args.ServerArgs.add_cli_args", "plugin.py", "our flags", ("parser",)),
     UpstreamSymbol("server_args.ServerArgs.from_cli_args", "plugin.py", "our flags", ("args",)),

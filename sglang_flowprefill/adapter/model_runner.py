@@ -21,6 +21,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.radix_attention import RadixAttention
 
+from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.errors import UnsupportedSGLangError
 from sglang_flowprefill.executor import Checkpoint, Cursor, install_boundaries
@@ -57,6 +58,8 @@ class PreemptibleModelRunner:
     def __init__(self, model_runner: Any, should_yield: Callable[[], bool]) -> None:
         self._checkpoint = Checkpoint(should_yield)
         self._attention = AttentionState(model_runner.attn_backend)
+        if str(model_runner.device) == "cpu":
+            use_compiled_ops(model_runner.model)
         self.boundaries = install_boundaries(
             model_runner.model, OPERATOR_TYPES, self._checkpoint.reach
         )

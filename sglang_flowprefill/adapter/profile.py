@@ -17,6 +17,7 @@ import msgspec
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.cpu.embedded_model import cache_folder
 from sglang_flowprefill.executor import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.kernels.cpu.native import load_native
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,9 @@ def _cpu_model() -> str:
 def profile_key(model_runner: Any) -> dict[str, str]:
     """Describe what prefill times depend on, apart from the machine."""
     config = model_runner.model_config
+    native = load_native() if str(model_runner.device) == "cpu" else None
     return {
+        "kernels": "torch" if native is None else native.version,
         "model": str(config.model_path),
         "architecture": str(config.hf_config.architectures),
         "num_parameters": str(sum(p.numel() for p in model_runner.model.parameters())),

@@ -27,13 +27,3 @@ def server(tmp_path_factory, slo_config):
     flags += ["--flowprefill-slo-config", str(slo_config)]
     with serving("flowprefill", folder, *flags) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def stress_server(tmp_path_factory):
-    """FlowPrefill that suspends every prefill at every boundary, one prompt per batch."""
-    folder = tmp_path_factory.mktemp("stress")
-    flags = ["--flowprefill-stress", "--flowprefill-check-cursors"]
-    flags += ["--flowprefill-max-batch-tokens", "1"]
-    with serving("flowprefill", folder, *flags) as running:
-        yield running

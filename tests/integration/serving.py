@@ -78,16 +78,16 @@ def generate_body(input_ids: list[int], num_output_tokens: int = 1, **fields: An
 
 
 @contextlib.contextmanager
-def serving(system: str, folder: Path, *flags: str, **variables: str) -> Iterator[Server]:
+def serving(system: str, folder: Path, *flags: str, dtype: str = "float32") -> Iterator[Server]:
     """Run a server of the bench's making until the block ends.
 
     Args:
-        system: ``flowprefill``, ``stock`` or ``stock-tuned``.
+        system: Key of ``bench.servers.SYSTEMS``.
         folder: Takes the log.
         flags: Added to the command line.
-        variables: Added to the environment.
+        dtype: float32 by default, since bfloat16 results depend on batching.
     """
-    options = ServerOptions(dtype="float32", use_radix_cache=True, flags=flags)
+    options = ServerOptions(dtype=dtype, use_radix_cache=True, flags=flags)
     port = free_port()
     launch = plan_launch(system, options, port)
     log = folder / f"{system}-{port}.log"
@@ -95,7 +95,6 @@ def serving(system: str, folder: Path, *flags: str, **variables: str) -> Iterato
         # SGLang's own leak checks, as strict as they get: a leak ends the server.
         "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
         "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
-        **variables,
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

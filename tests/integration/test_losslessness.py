@@ -24,8 +24,22 @@ def logits_of(answer):
     return meta["input_token_logprobs"], meta["output_token_logprobs"][0], answer["output_ids"][0]
 
 
-def test_suspension_at_every_boundary_leaves_all_logprobs_bitwise_equal(server, stress_server):
+@pytest.fixture(params=["float32", "bfloat16"])
+def servers(request, server, tmp_path):
+    """One server that is never interrupted here, and one that suspends at every boundary."""
+    stress = ["--flowprefill-stress", "--flowprefill-check-cursors"]
+    stress += ["--flowprefill-max-batch-tokens", "1"]  # one prompt per batch, as alone
+    with serving("flowprefill", tmp_path, *stress, dtype=request.param) as stressed:
+        if request.param == "float32":
+            yield server, stressed
+        else:  # the compiled kernels
+            with serving("flowprefill", tmp_path, dtype=request.param) as undisturbed:
+                yield undisturbed, stressed
+
+
+def test_suspension_at_every_boundary_leaves_all_logprobs_bitwise_equal(servers):
     """Four prompts interleaved operator by operator, with decode steps, equal four run alone."""
+    server, stress_server = servers
     fields = {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 2}
     alone = [server.generate(prompt(i), NUM_OUTPUT_TOKENS, **fields) for i in range(NUM_PROMPTS)]
     before = stress_server.statistics()

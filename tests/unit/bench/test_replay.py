@@ -61,7 +61,7 @@ def test_schedule_and_lateness_are_recorded():
     requests = [TraceRequest(7.0 + i / 100, "text", 2, 1) for i in range(4)]
     rows = run(FakeSGLang(), requests)
     assert [row.scheduled_s for row in rows] == pytest.approx([0.0, 0.01, 0.02, 0.03])
-    assert all(0 <= row.lateness_s < 1.0 for row in rows)
+    assert all(0 <= row.lateness_s < 60.0 for row in rows)
 
 
 def test_error_becomes_a_row_without_ttft():
