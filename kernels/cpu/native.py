@@ -19,7 +19,7 @@ from typing import Final
 
 import torch
 
-from sglang_flowprefill.cpu.embedded_model import cache_folder
+from sglang_flowprefill.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
+from sglang_flowprefill.cache import cache_folder
 from sglang_flowprefill.core import PrefillCost
-from sglang_flowprefill.cpu.embedded_model import cache_folder
 from sglang_flowprefill.executor import ProfileSample, fit_prefill_cost
 from sglang_flowprefill.kernels.cpu.native import load_native
 

