@@ -156,13 +156,6 @@ inline void softmax_step(const float* score, uint16_t* probability, int lo, int 
 
 extern "C" {
 
-// 1 if this processor can run the kernels of this file.
-int flowprefill_is_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bf16");
-}
-
 // Elements of one packed sequence: keys and values each.
 int64_t flowprefill_packed_size(int64_t num_keys, int64_t num_kv_heads, int64_t dim) {
   return (num_keys + kKeyBlock - 1) / kKeyBlock * kKeyBlock * num_kv_heads * dim;

@@ -28,6 +28,7 @@ _FLAGS: Final = (
     *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
 )
+_FEATURES: Final = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"})
 _BUILD_TIMEOUT_S: Final = 120.0
 
 DIM_MULTIPLE: Final = 64
@@ -195,6 +196,14 @@ def load_native() -> NativeKernels | None:
 
     The reason is logged once.
     """
+    missing = sorted(_FEATURES - _cpu_features())
+    if missing:
+        logger.warning(
+            "FlowPrefill: CPU kernels run as plain torch code, which is slower: "
+            "this processor lacks %s",
+            ", ".join(missing),
+        )
+        return None
     try:
         # torch is loaded already: its OpenMP runtime has the soname that the library asks for,
         # so that both share one thread pool.
@@ -205,13 +214,17 @@ def load_native() -> NativeKernels | None:
             "FlowPrefill: CPU kernels run as plain torch code, which is slower: %s", error
         )
         return None
-    if not library.flowprefill_is_supported():
-        logger.warning(
-            "FlowPrefill: CPU kernels run as plain torch code, which is slower: "
-            "this processor has no AVX-512 BF16"
-        )
-        return None
     return NativeKernels(library, path.stem)
+
+
+def _cpu_features() -> frozenset[str]:
+    """Return the processor's features by their Linux names; empty where they are not told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    flags = (line.partition(":")[2] for line in lines if line.startswith("flags"))
+    return frozenset(next(flags, "").split())
 
 
 def _built_library() -> Path:

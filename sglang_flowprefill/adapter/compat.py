@@ -54,6 +54,7 @@ UPSTREAM = (
     _override("is_fully_idle", "not while prefills are suspended", "for_health_check"),
     _override("_collect_inflight_batches", "aborts and timeouts see suspended batches"),
     _override("init_invariant_checker", "leak checks count suspended rows"),
+    _override("init_load_inquirer", "load reports count suspended requests"),
     _override("get_num_allocatable_reqs", "suspended requests count", "running_bs"),
     _override("get_prefill_adder_class", "reserves for suspended requests"),
     _override("get_new_batch_prefill", "admission and memory", "running_batch"),

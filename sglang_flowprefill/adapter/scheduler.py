@@ -10,6 +10,7 @@ also in this module, to this class.
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sglang.srt.disaggregation.utils import prepare_abort
@@ -154,6 +155,16 @@ class FlowPrefillScheduler(Scheduler):
         """Let the leak checks count the rows of suspended prefills as owned."""
         super().init_invariant_checker()
         self.invariant_checker.get_last_batch = lambda: InflightView(self._suspended_reqs)
+
+    def init_load_inquirer(self) -> None:
+        """Let load reports (``/v1/loads``, routers) count suspended requests as running."""
+        super().init_load_inquirer()
+        self.load_inquirer = replace(
+            self.load_inquirer,
+            get_running_batch=lambda: InflightView(
+                [*self.running_batch.reqs, *self._suspended_reqs]
+            ),
+        )
 
     def get_num_allocatable_reqs(self, running_bs: int, *args: Any, **kwargs: Any) -> int:
         """Count suspended requests as running."""

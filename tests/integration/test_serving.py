@@ -44,7 +44,7 @@ def test_urgent_prompt_overtakes_a_long_prefill(server, long_prefill):
     server.require_healthy()
 
 
-def test_fcfs_order_is_kept_among_equal_deadlines_and_streams_arrive(server):
+def test_streams_deliver_one_event_per_token(server):
     """A streaming request delivers one event per token and then ends."""
     body = generate_body(tokens(50, 2), 5, stream=True)
     with httpx.stream("POST", server.url + "/generate", json=body, timeout=60.0) as response:
@@ -149,6 +149,21 @@ def test_control_messages_find_no_suspended_prefill(server, long_prefill):
     server.wait_until_idle()
     assert server.post("/flush_cache", {}).status_code == 200
     server.require_healthy()
+
+
+def test_messages_that_need_a_quiet_engine_get_one(server, long_prefill):
+    """A control message outside the harmless list is handled after every started prefill."""
+    assert server.post("/slow_down", {"forward_sleep_time": None}).status_code == 200
+    assert server.statistics()["num_unfinished_prefills"] == 0
+    assert long_prefill.result().status_code == 200
+
+
+def test_load_reports_count_suspended_requests_as_running(server, long_prefill):
+    """A router that asks for the load sees the request whose prefill stands suspended."""
+    server.post("/generate", generate_body(tokens(32, 9)), {"x-slo-class": "interactive"})
+    loads = httpx.get(server.url + "/v1/loads", timeout=REQUEST_TIMEOUT_S).json()["loads"]
+    assert not long_prefill.done()
+    assert sum(load["num_running_reqs"] for load in loads) >= 1
 
 
 def test_pause_in_place_keeps_a_suspended_prefill(server, long_prefill):

@@ -86,12 +86,15 @@ print(json.dumps(answers))
 """
 
 
-def test_unusable_settings_stop_the_start():
+def test_unusable_settings_stop_the_start(tmp_path):
     """A bad flag or an unsupported combination is one clear message, naming the flag."""
-    result = run_python(LAUNCH, json.dumps(list(UNUSABLE)))
+    config = tmp_path / "config.yaml"
+    config.write_text("flowprefill-policy: from-a-file\n")
+    unusable = UNUSABLE | {f"--config {config}": "'from-a-file'"}
+    result = run_python(LAUNCH, json.dumps(list(unusable)))
     assert result.returncode == 0, result.stderr
     answers = json.loads(result.stdout.splitlines()[-1])
-    for answer, (arguments, message) in zip(answers, UNUSABLE.items(), strict=True):
+    for answer, (arguments, message) in zip(answers, unusable.items(), strict=True):
         assert answer.startswith("flowprefill: error:"), arguments
         assert message in answer
 

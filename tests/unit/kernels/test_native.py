@@ -149,6 +149,7 @@ def test_rope_rotates_in_place_as_torch_does():
 def test_without_a_compiler_everything_runs_as_plain_torch(monkeypatch, caplog, tmp_path):
     """The reason is said once, and attention still gives its result, in tiles."""
     monkeypatch.setenv("SGLANG_FLOWPREFILL_CACHE", str(tmp_path))
+    monkeypatch.setattr(native_module, "_cpu_features", lambda: native_module._FEATURES)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     load_native.cache_clear()
@@ -166,9 +167,21 @@ def test_without_a_compiler_everything_runs_as_plain_torch(monkeypatch, caplog, 
         load_native.cache_clear()
 
 
+def test_a_processor_without_the_instructions_gets_plain_torch(monkeypatch, caplog):
+    """The library is neither built nor loaded; what is missing is named."""
+    monkeypatch.setattr(native_module, "_cpu_features", lambda: frozenset({"avx2"}))
+    load_native.cache_clear()
+    try:
+        assert load_native() is None
+        assert "lacks avx512_bf16" in caplog.text
+    finally:
+        load_native.cache_clear()
+
+
 def test_a_compiler_that_fails_is_no_error(monkeypatch, tmp_path):
     """A broken compiler means plain torch code, not a server that does not start."""
     monkeypatch.setenv("SGLANG_FLOWPREFILL_CACHE", str(tmp_path))
+    monkeypatch.setattr(native_module, "_cpu_features", lambda: native_module._FEATURES)
     monkeypatch.setenv("CXX", "/bin/false")
     load_native.cache_clear()
     try:
