@@ -28,7 +28,10 @@ class StressEventLoop(EventLoop):
         self._is_decode_turn = not self._is_decode_turn
         if self._is_decode_turn and self._engine.has_decode_work:
             return RunDecode("stress: decode's turn")
-        if self.cursors and not isinstance(decision, StartBatch):
+        waiting = self._view().waiting
+        if waiting and not self._is_start_blocked:
+            return StartBatch((waiting[0],), "stress: whoever waits")
+        if self.cursors:
             batch_id = next(iter(self.cursors))
             self.cursors[batch_id] = self.cursors.pop(batch_id)  # to the end of the line
             return ResumeBatch(batch_id, "stress: the longest unserved")

@@ -54,7 +54,7 @@ def test_suspension_at_every_boundary_leaves_all_logprobs_bitwise_equal(servers)
     for thread in threads:
         thread.join()
     after = stress_server.statistics()
-    assert after["num_preemptions"] - before["num_preemptions"] > 300, after
+    assert after["num_preemptions"] - before["num_preemptions"] > 500, after
     assert after["num_decode_steps"] > before["num_decode_steps"]
     for expected, found in zip(alone, together, strict=True):
         assert logits_of(found) == logits_of(expected)
