@@ -101,21 +101,20 @@ def _table(comparison: Comparison, summaries: Mapping[str, ReplaySummary]) -> Ta
     table.add_column("n", justify="right")
     table.add_column("SLO s", justify="right")
     for system in summaries:
-        table.add_column(f"{system}\nTTFT p50 s", justify="right")
-        table.add_column("\np99 s", justify="right")
-        table.add_column("\nattained", justify="right")
+        table.add_column(f"{system}\nTTFT p50 / p99 s\nattained", justify="right")
     slos_s = {row.slo_class: row.slo_ttft_s for row in comparison.runs[0].rows}
     for name, summary in next(iter(summaries.values())).classes.items():
-        cells = [cell for s in summaries.values() for cell in _cells(s.classes[name])]
+        cells = [_cell(s.classes[name]) for s in summaries.values()]
         table.add_row(name, str(summary.num_requests), f"{slos_s[name]:g}", *cells)
     table.add_section()
-    cells = [cell for s in summaries.values() for cell in _cells(s.overall)]
+    cells = [_cell(s.overall) for s in summaries.values()]
     table.add_row("all", str(len(comparison.runs[0].rows)), "", *cells)
     return table
 
 
-def _cells(summary: TtftSummary) -> tuple[str, str, str]:
-    return (_seconds(summary.p50_s), _seconds(summary.p99_s), f"{summary.attained:.1%}")
+def _cell(summary: TtftSummary) -> str:
+    """Two lines, so that four systems side by side fit a terminal."""
+    return f"{_seconds(summary.p50_s)} / {_seconds(summary.p99_s)}\n{summary.attained:.1%}"
 
 
 def _seconds(value_s: float | None) -> str:
