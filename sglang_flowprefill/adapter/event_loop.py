@@ -207,7 +207,7 @@ class EventLoop:
         prefill = PrefillBatch(self._next_batch_id, requests, self._policy.predict_s(requests))
         self._next_batch_id += 1
         execution = self._runner.cursor(lambda: self._engine.run_forward(batch))
-        cursor = OperatorCursor(prefill, batch, execution, self._clock())
+        cursor = OperatorCursor(prefill, batch, execution)
         self.cursors[prefill.batch_id] = cursor
         return cursor
 

@@ -17,13 +17,11 @@ class OperatorCursor:
         prefill: The policy's view: state, time run, members.
         batch: SGLang's ``ScheduleBatch``. It owns KV slots, request rows and radix locks.
         execution: The forward pass.
-        created_s: Scheduler clock at the start.
     """
 
     prefill: PrefillBatch
     batch: Any
     execution: Cursor[Any]
-    created_s: float
     _fingerprint: BatchFingerprint | None = field(default=None)
 
     @property

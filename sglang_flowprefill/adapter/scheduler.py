@@ -49,6 +49,7 @@ from sglang_flowprefill.adapter.requests import (
 from sglang_flowprefill.adapter.stress import StressEventLoop
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
 from sglang_flowprefill.adapter.warm_up import measure_prefill_s
+from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import POLICY_TYPES, PrefillCost, PrefillScheduler, SEdf
 from sglang_flowprefill.core.batching import BatchLimits
 
@@ -85,20 +86,11 @@ class FlowPrefillScheduler(Scheduler):
         runner = PreemptibleModelRunner(self.tp_worker.model_runner, events.has_event)
         with DynamicGradMode():
             cost = self._profile(runner, config.profile_cache_dir)
-        device_tokens = _DEFAULT_BATCH_TOKENS.get(str(self.device), _DEFAULT_BATCH_TOKENS_ON_GPU)
-        policy_type = POLICY_TYPES[config.policy]
-        policy = SEdf(config.starvation_factor) if policy_type is SEdf else policy_type()
         self._loop = (StressEventLoop if config.stress else EventLoop)(
             engine=self,
             runner=runner,
             events=events,
-            policy=PrefillScheduler(
-                policy=policy,
-                cost=cost,
-                limits=BatchLimits(config.max_batch_tokens or device_tokens),
-                max_suspended=config.max_suspended,
-                min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
-            ),
+            policy=_policy(config, cost, str(self.device)),
             metrics=Metrics(is_enabled=get_observability().enable_metrics),
             tpot_slo_s=config.tpot_slo_ms / 1000.0,
             checks_cursors=config.check_cursors,
@@ -310,6 +302,18 @@ class FlowPrefillScheduler(Scheduler):
         """Tell whether a first token is a user's: not a health check, not an abort."""
         is_aborted = isinstance(req.finished_reason, FINISH_ABORT)
         return not is_aborted and not is_health_check_generate_req(req)
+
+
+def _policy(config: FlowPrefillConfig, cost: PrefillCost, device: str) -> PrefillScheduler:
+    policy_type = POLICY_TYPES[config.policy]
+    device_tokens = _DEFAULT_BATCH_TOKENS.get(device, _DEFAULT_BATCH_TOKENS_ON_GPU)
+    return PrefillScheduler(
+        policy=SEdf(config.starvation_factor) if policy_type is SEdf else policy_type(),
+        cost=cost,
+        limits=BatchLimits(config.max_batch_tokens or device_tokens),
+        max_suspended=config.max_suspended,
+        min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
+    )
 
 
 def _needs_quiet_engine(message: Any) -> bool:
