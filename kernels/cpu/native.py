@@ -196,18 +196,11 @@ def load_native() -> NativeKernels | None:
 
     The reason is logged once.
     """
-    missing = sorted(_FEATURES - _cpu_features())
-    if missing:
-        logger.warning(
-            "FlowPrefill: CPU kernels run as plain torch code, which is slower: "
-            "this processor lacks %s",
-            ", ".join(missing),
-        )
-        return None
     try:
+        _require_features()
+        path = _built_library()
         # torch is loaded already: its OpenMP runtime has the soname that the library asks for,
         # so that both share one thread pool.
-        path = _built_library()
         library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
@@ -215,6 +208,12 @@ def load_native() -> NativeKernels | None:
         )
         return None
     return NativeKernels(library, path.stem)
+
+
+def _require_features() -> None:
+    """Raise OSError, as loading would, before a processor meets instructions it does not know."""
+    if missing := sorted(_FEATURES - _cpu_features()):
+        raise OSError(f"this processor lacks {', '.join(missing)}")
 
 
 def _cpu_features() -> frozenset[str]:

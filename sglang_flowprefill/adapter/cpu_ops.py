@@ -26,7 +26,7 @@ def use_compiled_ops(model: torch.nn.Module) -> int:
         model: The loaded model; its ops are changed in place.
 
     Returns:
-        How many ops were pinned; 0 where the kernels cannot be built or the model is not bfloat16.
+        How many ops were pinned; 0 where the kernels cannot be built.
     """
     native = load_native()
     if native is None:

@@ -42,6 +42,13 @@ def test_norm_with_and_without_residual(ops, dtype):
         close(found, wanted)
 
 
+@pytest.mark.parametrize("kind", ["norm", "silu", "rope"])
+def test_what_is_pinned_is_what_runs(ops, kind):
+    """SGLang calls the method that ``_forward_method`` names; renamed, kernels would sit unused."""
+    ops[kind]._forward_method = lambda x: ("pinned", x)
+    assert ops[kind]("input") == ("pinned", "input")
+
+
 @torch.no_grad()
 def test_silu_and_rope(ops):
     """Activation and rotary embedding."""
