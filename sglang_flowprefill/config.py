@@ -15,6 +15,7 @@ from typing import Any, Self, get_args
 from sglang_flowprefill.errors import ConfigError
 
 POLICIES = ("s-edf", "fcfs")
+GRANULARITIES = ("operator", "layer", "chunk", "off")
 
 FLAG_PREFIX = "--flowprefill-"
 VARIABLE_PREFIX = "SGLANG_FLOWPREFILL_"
@@ -54,6 +55,24 @@ class FlowPrefillConfig:
         default=200.0,
         minimum=1.0,
     )
+    granularity: str = _setting(
+        "Where a running prefill may be suspended: before every operator, before every layer, "
+        "between two chunks, or never (off, which does not chunk either).",
+        default="operator",
+        choices=GRANULARITIES,
+    )
+    max_operator_ms: float = _setting(
+        "An operator predicted to run longer than this many milliseconds runs in tiles that take "
+        "about as long, and may be suspended between two of them (0: operators stay whole).",
+        default=10.0,
+        minimum=0.0,
+    )
+    max_chunk_tokens: int = _setting(
+        "A longer prompt is prefilled as several forward passes of at most this many tokens, "
+        "which bounds the memory of activations.",
+        default=8192,
+        minimum=1,
+    )
     max_batch_tokens: int | None = _setting(
         "Short prompts are prefilled together up to this many tokens (default: 2048 on a GPU, "
         "512 on a CPU).",
@@ -64,6 +83,12 @@ class FlowPrefillConfig:
         "At most this many prefills may be suspended at once.",
         default=16,
         minimum=1,
+    )
+    suspended_memory_mb: float = _setting(
+        "Unfinished prefills may hold at most this many megabytes of KV cache and activations "
+        "before another one is started in front of them.",
+        default=4096.0,
+        minimum=1.0,
     )
     min_preemption_gain_ms: float = _setting(
         "A running prefill with less predicted time left than this is not preempted.",
@@ -78,6 +103,11 @@ class FlowPrefillConfig:
     profile_cache_dir: str | None = _setting(
         "Folder of measured prefill costs (default: $SGLANG_FLOWPREFILL_CACHE or "
         "~/.cache/sglang-flowprefill).",
+        default=None,
+    )
+    trace: str | None = _setting(
+        "Write a timeline of prefills, operators and scheduling rounds to this file, for "
+        "ui.perfetto.dev or chrome://tracing.",
         default=None,
     )
     check_cursors: bool = _setting(

@@ -5,15 +5,13 @@ dtype, ``tiled_attention.py``). Both compute each query row by itself, so that w
 and what runs between them changes no result.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
 import torch
 from sglang_flowprefill.kernels.cpu.native import DIM_MULTIPLE, NativeKernels, load_native
 from sglang_flowprefill.kernels.cpu.tiled_attention import tiled_causal_attention
-
-NATIVE_TILE_PAIRS: Final = 1 << 20
-"""Query-key pairs per head of a compiled tile: some 10 ms for 9 heads of 64 on two cores."""
 
 _ROWS_MULTIPLE: Final = 32
 
@@ -27,6 +25,7 @@ def prefill_attention(
     *,
     scale: float,
     sliding_window_size: int | None = None,
+    max_tile_pairs: float,
     reach: Callable[[], None],
 ) -> None:
     """Attend from the last ``num_queries`` positions of a sequence to all positions before.
@@ -39,7 +38,9 @@ def prefill_attention(
         output: ``[num_queries, num_heads, value_dim]``; written in place, never read.
         scale: Factor on the scores.
         sliding_window_size: A query sees this many positions before its own; None: all.
-        reach: Called between two tiles; a checkpoint.
+        max_tile_pairs: Query-key pairs (of one head) above which the call runs in tiles of about
+            as many; infinity: one call.
+        reach: Called between two tiles, and once the keys are gathered; a checkpoint.
     """
     native = load_native() if _suits_native(query, key_cache, value_cache) else None
     if native is None:
@@ -50,18 +51,23 @@ def prefill_attention(
             output,
             scale=scale,
             sliding_window_size=sliding_window_size,
+            max_tile_pairs=max_tile_pairs,
             reach=reach,
         )
         return
+    packed = native.pack_kv(key_cache, value_cache, slots)
+    if slots.shape[0] > max_tile_pairs / _ROWS_MULTIPLE:
+        reach()  # so many keys that gathering them took its time
     _native_tiles(
         native,
         query,
-        native.pack_kv(key_cache, value_cache, slots),
+        packed,
         output,
         num_kv_heads=key_cache.shape[1],
         num_keys=slots.shape[0],
         scale=scale,
         window_size=sliding_window_size,
+        max_tile_pairs=max_tile_pairs,
         reach=reach,
     )
 
@@ -87,21 +93,35 @@ def _native_tiles(
     num_keys: int,
     scale: float,
     window_size: int | None,
+    max_tile_pairs: float,
     reach: Callable[[], None],
 ) -> None:
     num_queries = query.shape[0]
-    num_rows = max(_ROWS_MULTIPLE, NATIVE_TILE_PAIRS // num_keys // _ROWS_MULTIPLE * _ROWS_MULTIPLE)
-    for start in range(0, num_queries, num_rows):
+    first_position = num_keys - num_queries
+    start = 0
+    while start < num_queries:
         if start:
             reach()
-        stop = min(start + num_rows, num_queries)
+        stop = min(start + _tile_rows(first_position + start, max_tile_pairs), num_queries)
         native.attend(
             query[start:stop],
             packed,
             output[start:stop],
             num_kv_heads=num_kv_heads,
-            first_position=num_keys - num_queries + start,
+            first_position=first_position + start,
             num_keys=num_keys,
             scale=scale,
             window_size=window_size,
         )
+        start = stop
+
+
+def _tile_rows(position: int, max_pairs: float) -> int:
+    """Return the rows from this position on that see at most so many keys together.
+
+    ``rows * (position + rows) = max_pairs``, solved for rows.
+    """
+    if math.isinf(max_pairs):
+        return 1 << 62
+    rows = (math.sqrt(position * position + 4.0 * max_pairs) - position) / 2.0
+    return max(int(rows) // _ROWS_MULTIPLE, 1) * _ROWS_MULTIPLE

@@ -23,9 +23,6 @@ from torch.nn.functional import scaled_dot_product_attention
 QUERY_TILE = 512
 """Rows of a query tile; a multiple of the 512-key blocks of torch's CPU attention kernel."""
 
-MAX_TILE_PAIRS = 1 << 21
-"""Query-key pairs per head above which a tile is split by KV head group (about 30 ms)."""
-
 
 def tiled_causal_attention(
     query: torch.Tensor,
@@ -35,6 +32,7 @@ def tiled_causal_attention(
     *,
     scale: float,
     sliding_window_size: int | None = None,
+    max_tile_pairs: float,
     reach: Callable[[], None],
 ) -> None:
     """Attend from the last ``num_queries`` positions of one sequence to all positions before.
@@ -48,18 +46,21 @@ def tiled_causal_attention(
         output: ``[num_queries, num_heads, value_dim]``; written in place, never read.
         scale: Factor on the scores.
         sliding_window_size: A query sees this many positions before its own; None: all.
+        max_tile_pairs: Query-key pairs (of one head) above which a tile is split by KV head group.
         reach: Called between two tiles; a checkpoint.
     """
     num_queries, num_keys = query.shape[1], key.shape[1]
     first_position = num_keys - num_queries
-    is_short = first_position == 0 and num_queries * num_keys <= MAX_TILE_PAIRS
+    is_short = first_position == 0 and num_queries * num_keys <= max_tile_pairs
     num_rows = num_queries if is_short else QUERY_TILE
     is_first = True
     for start in range(0, num_queries, num_rows):
         stop = min(start + num_rows, num_queries)
         num_visible = first_position + stop
         mask = _tile_mask(first_position + start, num_visible, sliding_window_size, query)
-        for heads, kv_heads in _head_groups(query, key, (stop - start) * num_visible):
+        for heads, kv_heads in _head_groups(
+            query, key, (stop - start) * num_visible <= max_tile_pairs
+        ):
             if not is_first:
                 reach()
             is_first = False
@@ -76,11 +77,11 @@ def tiled_causal_attention(
 
 
 def _head_groups(
-    query: torch.Tensor, key: torch.Tensor, num_pairs: int
+    query: torch.Tensor, key: torch.Tensor, is_small: bool
 ) -> list[tuple[slice, slice]]:
     """Split the heads if the tile is large: one group per KV head, else all together."""
     num_heads, num_kv_heads = query.shape[0], key.shape[0]
-    if num_pairs <= MAX_TILE_PAIRS:
+    if is_small:
         return [(slice(0, num_heads), slice(0, num_kv_heads))]
     group = num_heads // num_kv_heads
     return [(slice(k * group, (k + 1) * group), slice(k, k + 1)) for k in range(num_kv_heads)]

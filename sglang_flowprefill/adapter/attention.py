@@ -5,6 +5,7 @@ that name (no CUDA graphs, no Triton allocation kernels; ``arg_groups/attention_
 ``mem_cache/allocation.py``). Stock SGLang, without FlowPrefill enabled, keeps its own.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +21,15 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
 
     Attributes:
         reach: Checkpoint called between tiles; a no-op until the model runner extension sets it.
+        max_tile_pairs: Query-key pairs (of one head) of a tile; infinity: one tile.
     """
 
     reach: Callable[[], None] = staticmethod(lambda: None)
+    max_tile_pairs: float = math.inf
+
+    def limit_tiles(self, max_pairs: float) -> None:
+        """Cut attention over more than this many query-key pairs (of one head) into tiles."""
+        self.max_tile_pairs = max_pairs
 
     def _run_sdpa_forward_extend(  # noqa: PLR0917 (upstream's signature)
         self,
@@ -65,13 +72,14 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
                 sliding_window_size=sliding_window_size,
                 **kwargs,
             )
+        reach = _no_boundary if math.isinf(self.max_tile_pairs) else self.reach
         start = 0
         rows = zip(
             req_pool_indices.tolist(), seq_lens.tolist(), extend_seq_lens.tolist(), strict=True
         )
         for row, num_keys, num_queries in rows:
             if start:
-                self.reach()
+                reach()
             stop = start + num_queries
             prefill_attention(
                 query[start:stop],
@@ -81,10 +89,15 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
                 output[start:stop],
                 scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
                 sliding_window_size=sliding_window_size,
-                reach=self.reach,
+                reach=reach,
+                max_tile_pairs=self.max_tile_pairs,
             )
             start = stop
         return output
+
+
+def _no_boundary() -> None:
+    pass
 
 
 def register_tiled_attention() -> None:

@@ -67,6 +67,8 @@ UPSTREAM = (
     _override("run_batch", "the forward pass", "batch"),
     _override("process_batch_result", "first tokens, caching", "batch", "result"),
     _override("_record_scheduler_state_for_paused_engine", "pause"),
+    _override("stash_chunked_request", "publishes a chunk's KV", "req"),
+    _override("flush_cache", "forgets warm-up prompts", "empty_cache"),
     # Functions and classes.
     UpstreamSymbol(
         "managers.scheduler._make_abort_req", "scheduler.py", "abort", ("req", "finished_reason")
@@ -110,6 +112,12 @@ UPSTREAM = (
         "prefill_adder.py",
         "subclassed",
         ("page_size", "tree_cache", "token_to_kv_pool_allocator", "running_batch"),
+    ),
+    UpstreamSymbol(
+        "managers.schedule_policy.PrefillAdder._get_running_request_total_token_offset",
+        "prefill_adder.py",
+        "reserves for chunks to come",
+        ("self", "req"),
     ),
     UpstreamSymbol(
         "managers.utils.is_health_check_generate_req", "scheduler.py", "not a user's", ("recv_req",)
@@ -161,7 +169,9 @@ UPSTREAM = (
         )
     ),
     UpstreamSymbol(
-        "layers.attention.base_attn_backend.AttentionBackend", "model_runner.py", "type of backends"
+        "layers.vocab_parallel_embedding.VocabParallelEmbedding",
+        "model_runner.py",
+        "needs no boundary",
     ),
     UpstreamSymbol(
         "layers.attention.attention_registry.ATTENTION_BACKENDS", "attention.py", "registration"

@@ -20,10 +20,10 @@ from sglang.srt.managers.io_struct import (
 )
 
 from sglang_flowprefill.adapter.event_source import EventSource
-from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
 from sglang_flowprefill.adapter.requests import prefill_request, scheduler_clock_s
+from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.core import (
     Decision,
     DecodeView,
@@ -35,9 +35,9 @@ from sglang_flowprefill.core import (
     RunDecode,
     SchedulerView,
     StartBatch,
-    StatisticsRecorder,
     Wait,
 )
+from sglang_flowprefill.executor import Cursor
 
 if TYPE_CHECKING:
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler
@@ -57,7 +57,7 @@ class EventLoop:
         runner: Makes prefill forwards suspendable.
         events: What interrupts them.
         policy: What decides.
-        metrics: Prometheus.
+        telemetry: Told what happens.
         tpot_slo_s: A decode step is due this many seconds after the last.
         checks_cursors: Verify suspended prefills at every resume.
         clock: Seconds, monotonic.
@@ -73,7 +73,7 @@ class EventLoop:
         runner: PreemptibleModelRunner,
         events: EventSource,
         policy: PrefillScheduler,
-        metrics: Metrics,
+        telemetry: Telemetry,
         tpot_slo_s: float,
         checks_cursors: bool,
         clock: Callable[[], float] = scheduler_clock_s,
@@ -82,11 +82,10 @@ class EventLoop:
         self._runner = runner
         self._events = events
         self._policy = policy
-        self._metrics = metrics
+        self._telemetry = telemetry
         self._tpot_slo_s = tpot_slo_s
         self._checks_cursors = checks_cursors
         self._clock = clock
-        self._recorder = StatisticsRecorder()
         self._new_events: list[Event] = []
         self._decision: Decision = Wait("start")
         self._current: OperatorCursor | None = None
@@ -121,21 +120,11 @@ class EventLoop:
 
     def describe(self) -> dict[str, Any]:
         """Return the statistics as plain values."""
-        statistics = self._recorder.statistics()
         return {
             "policy": type(self._policy.policy).__name__,
-            "num_events": {kind.value: n for kind, n in statistics.num_events.items()},
-            "num_rounds": statistics.num_rounds,
-            "num_preemptions": statistics.num_preemptions,
-            "num_prefills": statistics.num_prefills,
-            "num_cancelled": statistics.num_cancelled,
-            "num_decode_steps": statistics.num_decode_steps,
+            **self._telemetry.describe(),
             "num_unfinished_prefills": len(self.cursors),
             "is_idle": self._engine.is_fully_idle(),
-            "attainment": {
-                name: {"num_finished": a.num_finished, "num_attained": a.num_attained}
-                for name, a in statistics.attainment.items()
-            },
         }
 
     # ---- events ----
@@ -151,8 +140,7 @@ class EventLoop:
 
     def _note(self, kind: EventKind) -> None:
         self._new_events.append(Event(kind, self._clock()))
-        self._recorder.num_events[kind] += 1
-        self._metrics.on_event(kind)
+        self._telemetry.on_event(kind)
 
     # ---- rounds ----
 
@@ -160,11 +148,10 @@ class EventLoop:
         """Decide once, for all events since the last round."""
         if any(e.kind in (EventKind.COMPLETION, EventKind.ABORT) for e in self._new_events):
             self._is_start_blocked = False  # memory may have come free
+        now_s, view = self._clock(), self._view()
+        decision = self._policy.decide(view, now_s)
+        self._telemetry.on_round(self._new_events, decision, view, now_s)
         self._new_events.clear()
-        self._recorder.num_rounds += 1
-        self._metrics.on_round()
-        now_s = self._clock()
-        decision = self._policy.decide(self._view(), now_s)
         logger.debug("FlowPrefill: %s", decision)
         return decision
 
@@ -185,7 +172,7 @@ class EventLoop:
             case StartBatch():
                 self._start(decision)
             case ResumeBatch():
-                self._resume(self.cursors[decision.batch_id])
+                self._resume(self.cursors[decision.batch_id], decision.reason)
             case RunDecode():
                 self._decode()
             case Wait():
@@ -200,35 +187,46 @@ class EventLoop:
             self._is_start_blocked = True
             self._decision = self._policy.decide(self._view(), self._clock())
             return
-        self._resume(self._open_cursor(batch))
+        self._resume(self._open_cursor(batch), decision.reason)
 
     def _open_cursor(self, batch: Any) -> OperatorCursor:
-        requests = tuple(prefill_request(req) for req in batch.reqs)
+        reqs = list(batch.reqs)
+        requests = tuple(prefill_request(req) for req in reqs)
         prefill = PrefillBatch(self._next_batch_id, requests, self._policy.predict_s(requests))
         self._next_batch_id += 1
-        execution = self._runner.cursor(lambda: self._engine.run_forward(batch))
-        cursor = OperatorCursor(prefill, batch, execution)
+        cursor = OperatorCursor(prefill, reqs, batch, self._execution(batch))
         self.cursors[prefill.batch_id] = cursor
         return cursor
 
-    def _resume(self, cursor: OperatorCursor) -> None:
+    def _execution(self, batch: Any) -> Cursor[Any]:
+        return self._runner.cursor(lambda: self._engine.run_forward(batch))
+
+    def _resume(self, cursor: OperatorCursor, reason: str) -> None:
         """Run a prefill until it ends or an event comes."""
+        if cursor.execution is None and not self._start_next_chunk(cursor):
+            return
         if self._current is not None and self._current is not cursor:
-            self._current.prefill.num_preemptions += 1
-            self._recorder.num_preemptions += 1
-            self._metrics.on_preemption()
+            self._telemetry.on_preemption(self._current.prefill)
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
         self._arm_timer()
-        self._metrics.on_suspended(len(self.cursors) - 1)
-        if self._run_slice(cursor):
-            self._finish(cursor)
+        if self._run_slice(cursor, reason):
+            self._end_forward(cursor)
         else:
-            self._metrics.on_yield(self._clock() - self._events.last_quiet_s)
+            now_s = self._clock()
+            self._telemetry.on_yield(
+                cursor,
+                now_s,
+                causes=[self._events.cause],
+                blocking_s=now_s - self._events.last_quiet_s,
+            )
 
-    def _run_slice(self, cursor: OperatorCursor) -> bool:
+    def _run_slice(self, cursor: OperatorCursor, reason: str) -> bool:
         engine = self._engine
         engine.cur_batch_for_debug = cursor.batch
+        self._telemetry.on_resume(
+            cursor, self._clock(), reason=reason, num_suspended=len(self.cursors) - 1
+        )
         with engine.scheduler_stage_metrics.record("run_batch"):
             return cursor.run_slice(
                 self._clock, engine.req_to_token_pool.req_to_token, check=self._checks_cursors
@@ -241,29 +239,45 @@ class EventLoop:
             due_s = min(due_s, self._clock() + _GRAMMAR_POLL_S)
         self._events.arm(due_s)
 
-    def _finish(self, cursor: OperatorCursor) -> None:
-        self._forget(cursor)
+    def _start_next_chunk(self, cursor: OperatorCursor) -> bool:
+        """Form the next forward pass of a chunked prompt; without memory for it, return False."""
+        batch = self._engine.form_next_chunk(cursor.rest)
+        if batch is None:
+            return False
+        cursor.start_forward(batch, self._execution(batch))
+        return True
+
+    def _end_forward(self, cursor: OperatorCursor) -> None:
+        """Hand the result of a forward pass to SGLang; more chunks may follow."""
         engine, batch = self._engine, cursor.batch
         # SGLang books launch-to-result as prefill time; suspensions are not.
         batch.launch_ts = time.monotonic() - cursor.prefill.run_s
-        reqs = list(batch.reqs)
-        engine.process_batch_result(batch, cursor.execution.result)
+        is_last = cursor.rest is None
+        if is_last:
+            self._forget(cursor)
+        through = [req for req in batch.reqs if req is not cursor.rest]
+        engine.process_batch_result(batch, cursor.end_forward())
         now_s = self._clock()
-        for req in filter(engine.counts_for_attainment, reqs):
-            request = prefill_request(req)
-            attained = self._recorder.on_first_token(request, now_s)
-            self._metrics.on_first_token(request.slo.class_name, is_attained=attained)
+        for req in filter(engine.counts_for_attainment, through):
+            self._telemetry.on_first_token(prefill_request(req), now_s)
         had_decode_work = engine.has_decode_work
-        engine.join_decode(batch)
+        engine.join_decode(batch, cursor.rest)
         if not had_decode_work:
             self._decode_due_s = now_s + self._tpot_slo_s
-        self._recorder.num_prefills += 1
-        self._note(EventKind.COMPLETION)
+        if is_last:
+            self._telemetry.on_prefill_end(cursor, now_s)
+            self._note(EventKind.COMPLETION)
+        else:
+            engine.publish_chunk(cursor.rest)
+            cursor.prefill.requests = (prefill_request(cursor.rest),)
+            self._telemetry.on_chunk_end(cursor, now_s)
 
     def _decode(self) -> None:
+        start_s, num_requests = self._clock(), len(self._engine.running_batch.reqs)
         self._engine.run_decode_step()
-        self._decode_due_s = self._clock() + self._tpot_slo_s
-        self._recorder.num_decode_steps += 1
+        now_s = self._clock()
+        self._decode_due_s = now_s + self._tpot_slo_s
+        self._telemetry.on_decode(start_s, now_s, num_requests)
         self._note(EventKind.COMPLETION)
 
     def _wait(self) -> None:
@@ -283,9 +297,14 @@ class EventLoop:
     def drain(self) -> None:
         """Run every suspended prefill to its end, undisturbed."""
         for cursor in list(self.cursors.values()):
-            cursor.execution.is_preemptible = False
-            self._run_slice(cursor)
-            self._finish(cursor)
+            while cursor.prefill.batch_id in self.cursors:
+                if cursor.execution is None and not self._start_next_chunk(cursor):
+                    self._restart(cursor)
+                    break
+                assert cursor.execution is not None
+                cursor.execution.is_preemptible = False
+                self._run_slice(cursor, "the engine is wanted quiet")
+                self._end_forward(cursor)
 
     def cancel_aborted(self) -> None:
         """Cancel prefills whose every request was aborted; their memory is free at once.
@@ -305,29 +324,35 @@ class EventLoop:
         """
         if not self.cursors:
             return False
-        cursor = min(self.cursors.values(), key=lambda c: c.prefill.run_s)
+        self._restart(min(self.cursors.values(), key=lambda c: c.prefill.run_s))
+        return True
+
+    def _restart(self, cursor: OperatorCursor) -> None:
         logger.warning(
-            "FlowPrefill: decode needs memory; restarting the prefill of %s later (%.3f s of "
+            "FlowPrefill: memory is needed; restarting the prefill of %s later (%.3f s of "
             "computation are lost)",
             [req.rid for req in cursor.reqs],
             cursor.prefill.run_s,
         )
-        self._cancel(cursor, self._engine.requeue)
-        return True
+        self._cancel(cursor, self._engine.requeue, is_restarted=True)
 
-    def _cancel(self, cursor: OperatorCursor, release: Callable[[Any], None]) -> None:
+    def _cancel(
+        self, cursor: OperatorCursor, release: Callable[[Any], None], *, is_restarted: bool = False
+    ) -> None:
         self._forget(cursor)
-        cursor.cancel(self._clock())
+        now_s = self._clock()
+        cursor.cancel(now_s)
         for req in list(cursor.reqs):
             release(req)
-        self._recorder.num_cancelled += 1
+        self._telemetry.on_cancel(
+            cursor, now_s, is_restarted=is_restarted, num_unfinished=len(self.cursors)
+        )
         self._note(EventKind.ABORT)
 
     def _forget(self, cursor: OperatorCursor) -> None:
         del self.cursors[cursor.prefill.batch_id]
         if self._current is cursor:
             self._current = None
-        self._metrics.on_suspended(len(self.cursors))
 
 
 def _kinds_of(message: Any) -> list[EventKind]:

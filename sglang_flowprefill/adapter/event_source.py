@@ -15,6 +15,10 @@ class EventSource:
 
     Args:
         sockets: The scheduler's input sockets; empty on ranks that have none.
+
+    Attributes:
+        last_quiet_s: When it last saw nothing to do.
+        cause: What the last positive answer was about: a message or the timer.
     """
 
     def __init__(self, sockets: Sequence[zmq.Socket]) -> None:
@@ -24,6 +28,7 @@ class EventSource:
             self._poller.register(socket, zmq.POLLIN)
         self._wake_up_s = float("inf")
         self.last_quiet_s = 0.0
+        self.cause = ""
 
     def arm(self, wake_up_s: float) -> None:
         """Start watching for one slice; ``has_event`` is true from ``wake_up_s`` on."""
@@ -38,9 +43,11 @@ class EventSource:
         """
         now_s = time.monotonic()
         if now_s >= self._wake_up_s:
+            self.cause = "timer"
             return True
         # The raw file descriptor of a ZMQ socket is edge-triggered; EVENTS is the reliable test.
         if any(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN for socket in self._sockets):
+            self.cause = "message"
             return True
         self.last_quiet_s = now_s
         return False
@@ -55,4 +62,5 @@ class StressEventSource(EventSource):
 
     def has_event(self) -> bool:
         """Say yes, always."""
+        self.cause = "stress"
         return True

@@ -4,11 +4,12 @@ Composition, not a subclass: SGLang builds the runner, captures its graphs and p
 then ``PreemptibleModelRunner`` puts boundaries on the loaded model and hands out cursors.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.layernorm import (
     Gemma3RMSNorm,
     Gemma4RMSNorm,
@@ -20,11 +21,25 @@ from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from torch import nn
 
+from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
+from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.errors import UnsupportedSGLangError
-from sglang_flowprefill.executor import Checkpoint, Cursor, install_boundaries
+from sglang_flowprefill.executor import (
+    Checkpoint,
+    Cursor,
+    Operator,
+    RowTiling,
+    family_of,
+    find_operators,
+    first_of_each_layer,
+    install_boundaries,
+    uncovered_modules,
+)
 
 OPERATOR_TYPES: dict[type, str] = {
     RMSNorm: "norm",
@@ -39,8 +54,12 @@ OPERATOR_TYPES: dict[type, str] = {
 }
 """Module classes that launch one operator (lm_head is launched by the logits processor)."""
 
-MIN_BOUNDARIES_PER_LAYER = 5
-"""Fewer means that most of the model runs outside hooked modules: not operator level."""
+_LOOKED_UP = (VocabParallelEmbedding,)
+"""Modules whose parameters no operator covers, and need not: rows are looked up."""
+
+_ROW_WISE_KINDS = frozenset({"norm", "linear"})
+_MIN_BOUNDARIES_PER_LAYER = {"operator": 5, "layer": 1, "chunk": 0, "off": 0}
+_MAX_UNCOVERED_FRACTION = 0.1
 
 
 class PreemptibleModelRunner:
@@ -49,45 +68,141 @@ class PreemptibleModelRunner:
     Args:
         model_runner: SGLang's ``ModelRunner`` after graph capture.
         should_yield: Tells at each boundary whether the scheduler wants control.
+        granularity: Where boundaries are: operator, layer, chunk or off (the last two: nowhere
+            inside a forward pass).
+
+    Attributes:
+        num_boundaries: Boundaries installed.
+        num_layers: Layers of the model.
+        checkpoint: Where boundaries report.
 
     Raises:
-        UnsupportedSGLangError: The model has too few operators that are called as modules, or
-            its attention backend is unknown.
+        UnsupportedSGLangError: Too little of the model runs in operators that are called as
+            modules, or its attention backend is unknown.
     """
 
-    def __init__(self, model_runner: Any, should_yield: Callable[[], bool]) -> None:
-        self._checkpoint = Checkpoint(should_yield)
-        self._attention = AttentionState(model_runner.attn_backend)
-        if str(model_runner.device) == "cpu":
-            use_compiled_ops(model_runner.model)
-        self.boundaries = install_boundaries(
-            model_runner.model, OPERATOR_TYPES, self._checkpoint.reach
-        )
+    def __init__(
+        self, model_runner: Any, should_yield: Callable[[], bool], granularity: str = "operator"
+    ) -> None:
+        model = model_runner.model
+        self.checkpoint = Checkpoint(should_yield)
         self.num_layers = int(model_runner.model_config.num_hidden_layers)
-        self.require_boundaries(len(self.boundaries), "found in the model")
-        self._install_tile_boundaries(model_runner.attn_backend)
+        self._granularity = granularity
+        self._attention = AttentionState(model_runner.attn_backend)
+        self._backend = model_runner.attn_backend
+        if str(model_runner.device) == "cpu":
+            use_compiled_ops(model)
+        operators = find_operators(model, OPERATOR_TYPES)
+        self._uncovered = uncovered_modules(model, operators, _LOOKED_UP)
+        self._kinds = dict(Counter(operator.kind for operator in operators))
+        hooked = _operators_at(granularity, operators)
+        self.num_boundaries = len(install_boundaries(hooked, self.checkpoint.reach))
+        self.require_boundaries(self.num_boundaries, "found in the model")
+        self._require_coverage(model)
+        self._tiling = RowTiling(
+            self.checkpoint.reach,
+            is_active=lambda: self.checkpoint.cursor is not None,
+            synchronize=_synchronize_of(str(model_runner.device)),
+        )
+        if granularity == "operator":
+            _add_tiled_modules(self._tiling, model, operators)
+            if isinstance(self._backend, TiledTorchNativeBackend):
+                self._backend.reach = lambda: self.checkpoint.reach("attention tile")
 
     def cursor(self, run: Callable[[], Any], *, is_preemptible: bool = True) -> Cursor[Any]:
         """Return a cursor, not yet started, for one prefill forward."""
         return Cursor(
-            run, self._checkpoint, ForwardState(self._attention), is_preemptible=is_preemptible
+            run, self.checkpoint, ForwardState(self._attention), is_preemptible=is_preemptible
         )
 
+    @contextmanager
+    def measuring_operators(self) -> Iterator[None]:
+        """Measure how long operators take per row in the forward passes within."""
+        with self._tiling.measuring():
+            yield
+
+    @property
+    def operator_seconds_per_row(self) -> dict[str, float]:
+        """What ``measuring_operators`` found, by family of modules."""
+        return self._tiling.seconds_per_row
+
+    def limit_operators(
+        self, seconds_per_row: Mapping[str, float], cost: PrefillCost, max_operator_s: float
+    ) -> None:
+        """Run operators that would take longer in tiles.
+
+        Args:
+            seconds_per_row: As measured, by family of modules.
+            cost: Predictor of whole prefills; tells the time of attention.
+            max_operator_s: Seconds of a tile; 0: operators stay whole.
+        """
+        limit_s = max_operator_s or math.inf
+        self._tiling.limit(seconds_per_row, limit_s)
+        if isinstance(self._backend, TiledTorchNativeBackend):
+            pair_s = cost.per_attention_pair_s / self.num_layers
+            self._backend.limit_tiles(limit_s / pair_s if pair_s > 0.0 else math.inf)
+
     def require_boundaries(self, count: int, where: str) -> None:
-        """Refuse a model that is not preemptible at operator level.
+        """Refuse a model that is not preemptible at the granularity asked for.
 
         Raises:
-            UnsupportedSGLangError: Fewer boundaries than five per layer.
+            UnsupportedSGLangError: Too few boundaries; lists the modules that have none.
         """
-        needed = MIN_BOUNDARIES_PER_LAYER * self.num_layers
+        per_layer = _MIN_BOUNDARIES_PER_LAYER[self._granularity]
+        needed = per_layer * self.num_layers
         if count < needed:
-            kinds = dict(Counter(boundary.kind for boundary in self.boundaries))
             raise UnsupportedSGLangError(
                 f"only {count} operator boundaries {where}, {needed} needed "
-                f"({MIN_BOUNDARIES_PER_LAYER} for each of {self.num_layers} layers; {kinds}): "
-                "most of this model runs outside hooked modules; serve it without FlowPrefill"
+                f"({per_layer} for each of {self.num_layers} layers; {self._kinds}). "
+                f"{self._without_boundary()}"
             )
 
-    def _install_tile_boundaries(self, backend: AttentionBackend) -> None:
-        if hasattr(backend, "reach"):
-            backend.reach = self._checkpoint.reach
+    def _require_coverage(self, model: nn.Module) -> None:
+        """Refuse a model of which a large part runs in one go although boundaries abound."""
+        num_parameters = sum(p.numel() for p in model.parameters())
+        num_uncovered = sum(self._uncovered.values())
+        if num_uncovered > _MAX_UNCOVERED_FRACTION * num_parameters:
+            raise UnsupportedSGLangError(
+                f"{num_uncovered} of {num_parameters} parameters are used outside operators. "
+                f"{self._without_boundary()}"
+            )
+
+    def _without_boundary(self) -> str:
+        modules = ", ".join(sorted(self._uncovered)) or "none with parameters"
+        return (
+            f"Modules without a boundary: {modules}. Serve this model without FlowPrefill "
+            "(python -m sglang.launch_server)"
+        )
+
+
+def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]:
+    if granularity == "operator":
+        return operators
+    return first_of_each_layer(operators) if granularity == "layer" else []
+
+
+def _add_tiled_modules(tiling: RowTiling, model: nn.Module, operators: list[Operator]) -> None:
+    """Let norms, linear layers and whole MLP or expert blocks run in row tiles."""
+    for name, module in model.named_modules():
+        if _is_row_wise_block(module):
+            tiling.add(module, name, family_of(name), has_boundaries=True)
+    for operator in operators:
+        if operator.kind in _ROW_WISE_KINDS:
+            tiling.add(
+                operator.module, operator.name, family_of(operator.name), has_boundaries=False
+            )
+
+
+def _is_row_wise_block(module: nn.Module) -> bool:
+    """Tell an MLP or a routed block of experts by the names that SGLang's models give."""
+    children = dict(module.named_children())
+    is_mlp = {"gate_up_proj", "down_proj"} <= children.keys()
+    return is_mlp or isinstance(children.get("experts"), FusedMoE)
+
+
+def _synchronize_of(device: str) -> Callable[[], None]:
+    if device == "cpu":
+        return lambda: None
+    import torch  # noqa: PLC0415 (only where there is a device to wait for)
+
+    return lambda: torch.get_device_module(device).synchronize()

@@ -23,7 +23,11 @@ class InflightView:
 
 
 class FlowPrefillAdder(PrefillAdder):
-    """``PrefillAdder`` that reserves KV for suspended requests too."""
+    """``PrefillAdder`` that reserves KV for suspended requests too.
+
+    For what they will generate, like for running ones, and for the chunks of their prompts that
+    are still to come: a partly prefilled request can then always go on.
+    """
 
     def __init__(
         self,
@@ -39,6 +43,11 @@ class FlowPrefillAdder(PrefillAdder):
         super().__init__(
             page_size, tree_cache, token_to_kv_pool_allocator, inflight, *args, **kwargs
         )
+
+    def _get_running_request_total_token_offset(self, req: Any) -> float:
+        generated = super()._get_running_request_total_token_offset(req)
+        num_prompt_tokens = len(req.full_untruncated_fill_ids)
+        return float(generated) + max(num_prompt_tokens - (req.extend_end or 0), 0)
 
 
 def prefill_adder_with(suspended_reqs: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Start-up profile: how long prefills of several lengths take here, kept on disk.
+"""Start-up profile: how long prefills and their operators take here, kept on disk.
 
 The cache key is everything the times depend on and that can be told at start-up: model, dtype,
 device, attention backend, threads, versions. A cache that cannot be read is measured again.
@@ -8,9 +8,10 @@ import hashlib
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -21,56 +22,80 @@ from sglang_flowprefill.kernels.cpu.native import load_native
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _NUM_REPEATS = {16: 5, 32: 5, 64: 5, 128: 3, 256: 3, 512: 3, 1024: 2}
 """The fastest run counts; longer prompts run once, their relative noise being small."""
+_OPERATOR_LENGTH = 512
+
+
+class Measures(Protocol):
+    """What runs prefills to be timed."""
+
+    def prefill_s(self, num_tokens: int) -> float:
+        """Run one prefill of that many tokens and return its seconds."""
+        ...
+
+    def operator_seconds_per_row(self, num_tokens: int) -> dict[str, float]:
+        """Run one prefill and return how long its operators took per row, by family."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a machine takes for one model.
+
+    Attributes:
+        cost: Predictor of whole prefills.
+        operator_seconds_per_row: Seconds per token of norms, linear layers and MLPs, by family.
+    """
+
+    cost: PrefillCost
+    operator_seconds_per_row: Mapping[str, float]
 
 
 class _CachedProfile(msgspec.Struct, forbid_unknown_fields=True):
     format_version: int
     key: dict[str, str]
     samples: list[ProfileSample]
+    operator_seconds_per_row: dict[str, float]
 
 
-def prefill_cost(
-    key: Mapping[str, str],
-    max_tokens: int,
-    measure_s: Callable[[int], float],
-    cache_dir: str | None,
-) -> PrefillCost:
-    """Return the fitted cost of prefills, from the cache or by measuring now.
+def prefill_profile(
+    key: Mapping[str, str], max_tokens: int, measures: Measures, cache_dir: str | None
+) -> Profile:
+    """Return the profile of this machine and model, from the cache or by measuring now.
 
     Args:
         key: What the times depend on.
         max_tokens: Longest prompt that may be measured.
-        measure_s: Runs one prefill of that many tokens and returns its seconds.
+        measures: Runs prefills.
         cache_dir: Folder of cached profiles, None for the default one.
     """
     key = {**key, "machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
     path = _cache_path(key, Path(cache_dir) if cache_dir else cache_folder() / "profiles")
-    samples = _read(path, key)
-    if samples is None:
-        samples = _measure(max_tokens, measure_s)
-        _write(path, _CachedProfile(_FORMAT_VERSION, dict(key), samples))
-    cost = fit_prefill_cost(samples)
+    cached = _read(path, key)
+    if cached is None:
+        cached = _CachedProfile(_FORMAT_VERSION, dict(key), *_measure(max_tokens, measures))
+        _write(path, cached)
+    cost = fit_prefill_cost(cached.samples)
     logger.info(
         "FlowPrefill: prefill of n tokens predicted as %.1f ms + %.3f ms n + %.3f us n^2/2",
         cost.base_s * 1e3,
         cost.per_token_s * 1e3,
         cost.per_attention_pair_s * 1e6,
     )
-    return cost
+    return Profile(cost, cached.operator_seconds_per_row)
 
 
-def _measure(max_tokens: int, measure_s: Callable[[int], float]) -> list[ProfileSample]:
+def _measure(max_tokens: int, measures: Measures) -> tuple[list[ProfileSample], dict[str, float]]:
     lengths = [n for n in _LENGTHS if n <= max_tokens]
     logger.info("FlowPrefill: measuring prefills of %s tokens (once; cached)", lengths)
-    measure_s(lengths[0])  # warm up allocator and thread pool
+    operators = measures.operator_seconds_per_row(min(_OPERATOR_LENGTH, lengths[-1]))
     samples = []
     for index, num_tokens in enumerate(lengths, start=1):
         repeats = _NUM_REPEATS.get(num_tokens, 1)
-        duration_s = min(measure_s(num_tokens) for _ in range(repeats))
+        duration_s = min(measures.prefill_s(num_tokens) for _ in range(repeats))
         samples.append(ProfileSample(num_tokens, 0, duration_s))
         logger.info(
             "FlowPrefill: profile %d/%d: %d tokens in %.3f s",
@@ -79,7 +104,7 @@ def _measure(max_tokens: int, measure_s: Callable[[int], float]) -> list[Profile
             num_tokens,
             duration_s,
         )
-    return samples
+    return samples, operators
 
 
 def _cache_path(key: Mapping[str, str], cache_dir: Path) -> Path:
@@ -87,7 +112,7 @@ def _cache_path(key: Mapping[str, str], cache_dir: Path) -> Path:
     return cache_dir / f"prefill-{digest}.json"
 
 
-def _read(path: Path, key: Mapping[str, str]) -> list[ProfileSample] | None:
+def _read(path: Path, key: Mapping[str, str]) -> _CachedProfile | None:
     try:
         cached = msgspec.json.decode(path.read_bytes(), type=_CachedProfile)
     except FileNotFoundError:
@@ -96,13 +121,14 @@ def _read(path: Path, key: Mapping[str, str]) -> list[ProfileSample] | None:
         logger.warning("FlowPrefill: measuring again, %s is unusable: %s", path, error)
         return None
     is_current = cached.format_version == _FORMAT_VERSION and cached.key == dict(key)
-    return cached.samples if is_current and _is_plausible(cached.samples) else None
+    return cached if is_current and _is_plausible(cached) else None
 
 
-def _is_plausible(samples: Iterable[ProfileSample]) -> bool:
-    samples = list(samples)
-    return len(samples) >= 3 and all(
-        s.duration_s > 0 and s.num_uncached_tokens > 0 for s in samples
+def _is_plausible(cached: _CachedProfile) -> bool:
+    return (
+        len(cached.samples) >= 3
+        and all(s.duration_s > 0 and s.num_uncached_tokens > 0 for s in cached.samples)
+        and all(row_s > 0 for row_s in cached.operator_seconds_per_row.values())
     )
 
 
@@ -126,12 +152,18 @@ def _cpu_model() -> str:
     return f"{next(names, 'unknown')} x {os.cpu_count()}"
 
 
-def profile_key(model_runner: Any) -> dict[str, str]:
-    """Describe what prefill times depend on, apart from the machine."""
+def profile_key(model_runner: Any, max_chunk_tokens: int | None) -> dict[str, str]:
+    """Describe what prefill times depend on, apart from the machine.
+
+    Args:
+        model_runner: SGLang's ``ModelRunner``.
+        max_chunk_tokens: Tokens of a forward pass at most.
+    """
     config = model_runner.model_config
     native = load_native() if str(model_runner.device) == "cpu" else None
     return {
         "kernels": "torch" if native is None else native.version,
+        "chunk": str(None if max_chunk_tokens is None else min(max_chunk_tokens, _LENGTHS[-1])),
         "model": str(config.model_path),
         "architecture": str(config.hf_config.architectures),
         "num_parameters": str(sum(p.numel() for p in model_runner.model.parameters())),

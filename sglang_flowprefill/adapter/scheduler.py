@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.disaggregation.utils import prepare_abort
@@ -39,7 +40,7 @@ from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
 from sglang_flowprefill.adapter.prefill_adder import InflightView, prefill_adder_with
-from sglang_flowprefill.adapter.profile import prefill_cost, profile_key
+from sglang_flowprefill.adapter.profile import Profile, prefill_profile, profile_key
 from sglang_flowprefill.adapter.requests import (
     attach_prefill_request,
     restart_prefill_request,
@@ -47,11 +48,13 @@ from sglang_flowprefill.adapter.requests import (
     update_cached_tokens,
 )
 from sglang_flowprefill.adapter.stress import StressEventLoop
+from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
-from sglang_flowprefill.adapter.warm_up import measure_prefill_s
+from sglang_flowprefill.adapter.warm_up import WarmUp
 from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import POLICY_TYPES, PrefillCost, PrefillScheduler, SEdf
 from sglang_flowprefill.core.batching import BatchLimits
+from sglang_flowprefill.executor.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ _HARMLESS_MESSAGES = (
     ConfigureLoggingReq,
     ContinueGenerationReqInput,
 )
+_WARM_UP_TOKENS = 16
 _DEFAULT_BATCH_TOKENS = {"cpu": 512}
 _DEFAULT_BATCH_TOKENS_ON_GPU = 2048  # the paper's token bound
 
@@ -79,38 +83,47 @@ class FlowPrefillScheduler(Scheduler):
         super().__init__(server_args, port_args)
         config = config_of(server_args)
         require_supported_scheduler(self)
+        self._max_chunk_tokens = None if config.granularity == "off" else config.max_chunk_tokens
         self._default_slo = slo_classes_of(server_args).default
         events = (StressEventSource if config.stress else EventSource)(
             [self.ipc_channels.recv_from_tokenizer, self.ipc_channels.recv_from_rpc]
         )
-        runner = PreemptibleModelRunner(self.tp_worker.model_runner, events.has_event)
+        runner = PreemptibleModelRunner(
+            self.tp_worker.model_runner, events.has_event, config.granularity
+        )
         with DynamicGradMode():
-            cost = self._profile(runner, config.profile_cache_dir)
+            profile = self._profile(runner, config.profile_cache_dir)
+        runner.limit_operators(
+            profile.operator_seconds_per_row, profile.cost, config.max_operator_ms / 1000.0
+        )
+        timeline = Timeline(Path(config.trace), scheduler_clock_s) if config.trace else None
+        if timeline is not None:
+            runner.checkpoint.observer = timeline.on_boundary
         self._loop = (StressEventLoop if config.stress else EventLoop)(
             engine=self,
             runner=runner,
             events=events,
-            policy=_policy(config, cost, str(self.device)),
-            metrics=Metrics(is_enabled=get_observability().enable_metrics),
+            policy=_policy(config, profile.cost, str(self.device)),
+            telemetry=Telemetry(Metrics(is_enabled=get_observability().enable_metrics), timeline),
             tpot_slo_s=config.tpot_slo_ms / 1000.0,
             checks_cursors=config.check_cursors,
         )
         logger.info(
-            "FlowPrefill is active: policy %s, %d operator boundaries in %d layers, %s",
+            "FlowPrefill is active: policy %s, granularity %s, %d boundaries in %d layers, %s",
             config.policy,
-            len(runner.boundaries),
+            config.granularity,
+            runner.num_boundaries,
             runner.num_layers,
             type(self.tp_worker.model_runner.attn_backend).__name__,
         )
 
-    def _profile(self, runner: PreemptibleModelRunner, cache_dir: str | None) -> PrefillCost:
+    def _profile(self, runner: PreemptibleModelRunner, cache_dir: str | None) -> Profile:
         """Warm the model up, check that its boundaries fire, and fetch or measure its costs."""
-        measure_prefill_s(self, runner, 16, check_boundaries=True)
+        warm_up = WarmUp(self, runner)
+        warm_up.check_boundaries(_WARM_UP_TOKENS)
         max_tokens = min(self.max_req_input_len, self.max_total_num_tokens // 2)
-        key = profile_key(self.tp_worker.model_runner)
-        return prefill_cost(
-            key, max_tokens, lambda n: measure_prefill_s(self, runner, n), cache_dir
-        )
+        key = profile_key(self.tp_worker.model_runner, self._max_chunk_tokens)
+        return prefill_profile(key, max_tokens, warm_up, cache_dir)
 
     # ---- the loop ----
 
@@ -136,8 +149,7 @@ class FlowPrefillScheduler(Scheduler):
         return [] if self._loop is None else self._loop.suspended_reqs
 
     def _collect_inflight_batches(self) -> list[Any]:
-        suspended = [] if self._loop is None else [c.batch for c in self._loop.cursors.values()]
-        return [*super()._collect_inflight_batches(), *suspended]
+        return [*super()._collect_inflight_batches(), InflightView(self._suspended_reqs)]
 
     def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
         """Not idle while a prefill is suspended: its memory is neither free nor leaked."""
@@ -164,8 +176,9 @@ class FlowPrefillScheduler(Scheduler):
         return int(super().get_num_allocatable_reqs(num_inflight, *args, **kwargs))
 
     def get_prefill_adder_class(self) -> Any:
-        """Reserve memory for what suspended requests will still generate."""
-        return prefill_adder_with(self._suspended_reqs)
+        """Reserve memory for what suspended requests, other than the admitted one, still need."""
+        others = [req for req in self._suspended_reqs if req is not self.chunked_req]
+        return prefill_adder_with(others)
 
     def update_running_batch(self, batch: Any) -> Any:
         """Before decode retracts its own requests, restart suspended prefills for their memory."""
@@ -227,20 +240,49 @@ class FlowPrefillScheduler(Scheduler):
         """Admit these waiting requests as SGLang would if the queue held no others.
 
         Returns:
-            A ``ScheduleBatch`` with memory allocated, or None if not even the first fits.
+            A ``ScheduleBatch`` with memory allocated, or None if not even the first fits. Its
+            ``chunked_req`` is the request that needs more forward passes after this one.
         """
         chosen = {id(req) for req in reqs}
         others = [req for req in self.waiting_queue if id(req) not in chosen]
         self.waiting_queue = list(reqs)
-        self.running_batch.batch_is_full = False
-        plan = self.get_new_batch_prefill(self.running_batch)
-        self.running_batch = plan.running_batch
+        batch = self._admit()
         self.waiting_queue = others + self.waiting_queue
-        if plan.batch_to_run is not None:
-            set_schedule_time_batch(plan.batch_to_run)
-            for req in plan.batch_to_run.reqs:
+        if batch is not None:
+            set_schedule_time_batch(batch)
+            for req in batch.reqs:
                 update_cached_tokens(req)
+        return batch
+
+    def form_next_chunk(self, req: Any) -> Any:
+        """Allocate memory for the next forward pass of a partly prefilled request.
+
+        Returns:
+            A ``ScheduleBatch`` as from ``form_prefill_batch``, or None if there is no memory.
+        """
+        others, self.waiting_queue = self.waiting_queue, []
+        self.chunked_req = req
+        batch = self._admit()
+        self.waiting_queue = others + self.waiting_queue
+        return batch
+
+    def _admit(self) -> Any:
+        """Let upstream form a batch from ``waiting_queue`` and ``chunked_req``.
+
+        SGLang tracks one partly prefilled request at a time, in attributes that are set here for
+        the length of one call: between calls there is none, and any number of them are suspended.
+        """
+        self.running_batch.batch_is_full = False
+        self.chunked_prefill_size = self._max_chunk_tokens
+        plan = self.get_new_batch_prefill(self.running_batch)
+        self.chunked_prefill_size = self.chunked_req = None
+        self.running_batch = plan.running_batch
         return plan.batch_to_run
+
+    def publish_chunk(self, req: Any) -> None:
+        """Let the prefix cache have what the forward passes of a request computed so far."""
+        self.stash_chunked_request(req)
+        update_cached_tokens(req)
 
     def run_forward(self, batch: Any) -> Any:
         """Run one forward pass and sample. Inside a cursor this may be suspended.
@@ -249,9 +291,14 @@ class FlowPrefillScheduler(Scheduler):
         """
         return super().run_batch.__wrapped__(self, batch)
 
-    def join_decode(self, batch: Any) -> None:
-        """Let the unfinished requests of a prefilled batch decode with the running ones."""
-        batch.filter_batch()
+    def join_decode(self, batch: Any, rest: Any) -> None:
+        """Let a prefilled batch decode with the running requests.
+
+        Args:
+            batch: Its finished requests are dropped.
+            rest: The one that is not through its prefill, if any; it is left out.
+        """
+        batch.filter_batch(reqs_to_exclude=rest)
         if batch.is_empty():
             return
         if self.running_batch.is_empty():
@@ -310,7 +357,7 @@ def _policy(config: FlowPrefillConfig, cost: PrefillCost, device: str) -> Prefil
     return PrefillScheduler(
         policy=SEdf(config.starvation_factor) if policy_type is SEdf else policy_type(),
         cost=cost,
-        limits=BatchLimits(config.max_batch_tokens or device_tokens),
+        limits=BatchLimits(min(config.max_batch_tokens or device_tokens, config.max_chunk_tokens)),
         max_suspended=config.max_suspended,
         min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
     )

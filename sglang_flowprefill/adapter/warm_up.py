@@ -2,6 +2,7 @@
 
 import time
 from array import array
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,37 +20,67 @@ if TYPE_CHECKING:
 _FIRST_PLAIN_TOKEN = 16  # below are the special tokens of most vocabularies
 
 
-def measure_prefill_s(
-    engine: "FlowPrefillScheduler",
-    runner: "PreemptibleModelRunner",
-    num_tokens: int,
-    *,
-    check_boundaries: bool = False,
-) -> float:
-    """Run one prefill of random tokens, leave no trace, and return its seconds.
+class WarmUp:
+    """Prefills of random tokens, each of which leaves no trace.
 
     Args:
         engine: The scheduler, before it serves.
-        runner: Makes the forward a cursor, so that boundaries cost what they will cost.
-        num_tokens: Prompt length.
-        check_boundaries: Count the boundaries that fire.
-
-    Raises:
-        UnsupportedSGLangError: Too few boundaries fire, with ``check_boundaries``.
-        RuntimeError: There is no memory for the prompt.
+        runner: Makes the forwards cursors, so that boundaries cost what they will cost.
     """
-    req = _random_request(engine, num_tokens)
-    batch = engine.form_prefill_batch([req])
-    if batch is None:
+
+    def __init__(self, engine: "FlowPrefillScheduler", runner: "PreemptibleModelRunner") -> None:
+        self._engine = engine
+        self._runner = runner
+
+    def check_boundaries(self, num_tokens: int) -> None:
+        """Run one prefill and count the boundaries that fire.
+
+        Raises:
+            UnsupportedSGLangError: Too few do.
+        """
+        num_boundaries, _ = self._prefill(num_tokens)
+        self._runner.require_boundaries(num_boundaries, "fire in a forward pass")
+
+    def prefill_s(self, num_tokens: int) -> float:
+        """Run one prefill and return its seconds, all of its chunks together.
+
+        Raises:
+            RuntimeError: There is no memory for the prompt.
+        """
+        return self._prefill(num_tokens)[1]
+
+    def operator_seconds_per_row(self, num_tokens: int) -> dict[str, float]:
+        """Run one prefill and return what its operators took per row, by family."""
+        with self._runner.measuring_operators():
+            self._prefill(num_tokens)
+        return self._runner.operator_seconds_per_row
+
+    def _prefill(self, num_tokens: int) -> tuple[int, float]:
+        """Return the boundaries passed and the seconds taken."""
+        engine = self._engine
+        req = _random_request(engine, num_tokens)
+        batch = engine.form_prefill_batch([req])
+        num_boundaries, seconds = 0, 0.0
+        while batch is not None:
+            run = partial(engine.run_forward, batch)
+            cursor = self._runner.cursor(run, is_preemptible=False)
+            start_s = time.perf_counter()
+            cursor.resume()
+            seconds += time.perf_counter() - start_s
+            num_boundaries += cursor.num_boundaries
+            if batch.chunked_req is None:
+                self._forget(req)
+                return num_boundaries, seconds
+            req.inflight_middle_chunks -= 1  # as upstream does with the result of a chunk
+            engine.stash_chunked_request(req)
+            batch = engine.form_next_chunk(req)
         raise RuntimeError(f"no memory for a warm-up prefill of {num_tokens} tokens")
-    cursor = runner.cursor(lambda: engine.run_forward(batch), is_preemptible=False)
-    start_s = time.perf_counter()
-    cursor.resume()
-    duration_s = time.perf_counter() - start_s
-    release_kv_cache(req, engine.tree_cache, checkpoint=False)
-    if check_boundaries:
-        runner.require_boundaries(cursor.num_boundaries, "fire in a forward pass")
-    return duration_s
+
+    def _forget(self, req: Req) -> None:
+        """Free what the prompt holds, and what its earlier chunks left in the prefix cache."""
+        release_kv_cache(req, self._engine.tree_cache, checkpoint=False)
+        if req.prefix_len:
+            self._engine.flush_cache(empty_cache=False)
 
 
 def _random_request(engine: "FlowPrefillScheduler", num_tokens: int) -> Req:

@@ -9,19 +9,27 @@ exactly there. Resuming it continues with the next operator. Nothing is recomput
 from sglang_flowprefill.executor.checkpoint import Checkpoint
 from sglang_flowprefill.executor.cursor import Cursor, SwitchState
 from sglang_flowprefill.executor.operators import (
-    OperatorBoundary,
+    Operator,
+    family_of,
+    find_operators,
+    first_of_each_layer,
     install_boundaries,
-    remove_boundaries,
+    uncovered_modules,
 )
 from sglang_flowprefill.executor.profile import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.executor.tiling import RowTiling
 
 __all__ = [
     "Checkpoint",
     "Cursor",
-    "OperatorBoundary",
+    "Operator",
     "ProfileSample",
+    "RowTiling",
     "SwitchState",
+    "family_of",
+    "find_operators",
+    "first_of_each_layer",
     "fit_prefill_cost",
     "install_boundaries",
-    "remove_boundaries",
+    "uncovered_modules",
 ]

@@ -19,23 +19,33 @@ class Checkpoint:
     Args:
         should_yield: Tells whether the scheduler wants control. Called at every boundary of a
             running cursor, so it must cost microseconds.
+
+    Attributes:
+        observer: Told the name of every operator that a running cursor is about to start.
     """
 
     def __init__(self, should_yield: Callable[[], bool]) -> None:
         self._should_yield = should_yield
         self._cursor: Cursor[Any] | None = None
+        self.observer: Callable[[str], None] | None = None
 
     @property
     def cursor(self) -> "Cursor[Any] | None":
         """The cursor that is running now, if any."""
         return self._cursor
 
-    def reach(self) -> None:
-        """Pass one boundary; suspend the running cursor if somebody wants the machine."""
+    def reach(self, operator: str = "") -> None:
+        """Pass one boundary; suspend the running cursor if somebody wants the machine.
+
+        Args:
+            operator: What runs next, for the observer.
+        """
         cursor = self._cursor
         if cursor is None:
             return
         cursor.num_boundaries += 1
+        if self.observer is not None:
+            self.observer(operator)
         if cursor.is_preemptible and self._should_yield():
             cursor.suspend()
 

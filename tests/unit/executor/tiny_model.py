@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from sglang_flowprefill.executor import Checkpoint, install_boundaries
+from sglang_flowprefill.executor import Checkpoint, find_operators, install_boundaries
 from sglang_flowprefill.testing import FakeEngineState
 
 OPERATOR_TYPES = {nn.LayerNorm: "norm", nn.Linear: "linear"}
@@ -59,7 +59,8 @@ class Engine:
         self.wants_control = True
         self.checkpoint = Checkpoint(lambda: self.wants_control)
         self.model = TinyModel(self.globals).requires_grad_(requires_grad=False)
-        self.boundaries = install_boundaries(self.model, OPERATOR_TYPES, self.checkpoint.reach)
+        self.operators = find_operators(self.model, OPERATOR_TYPES)
+        install_boundaries(self.operators, self.checkpoint.reach)
 
     def state(self, name="cursor"):
         """Return the switch state of one more forward pass."""

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from sglang_flowprefill.kernels.cpu import native as native_module
-from sglang_flowprefill.kernels.cpu import prefill_attention as attention_module
 from sglang_flowprefill.kernels.cpu.native import load_native
 from sglang_flowprefill.kernels.cpu.prefill_attention import prefill_attention
 from torch.nn.functional import scaled_dot_product_attention, silu
@@ -40,7 +39,9 @@ def reference(query, keys, values, slots, window_size=None):
     return result[0].movedim(0, 1)
 
 
-def attend(query, keys, values, slots, reach=lambda: None, window_size=None):
+def attend(
+    query, keys, values, slots, reach=lambda: None, window_size=None, max_tile_pairs=math.inf
+):
     """Run ``prefill_attention`` into a buffer of NaNs."""
     output = torch.full(query.shape, math.nan, dtype=query.dtype)
     prefill_attention(
@@ -51,6 +52,7 @@ def attend(query, keys, values, slots, reach=lambda: None, window_size=None):
         output,
         scale=SCALE,
         sliding_window_size=window_size,
+        max_tile_pairs=max_tile_pairs,
         reach=reach,
     )
     return output
@@ -75,19 +77,24 @@ def test_attention_is_as_close_as_bfloat16_allows(
 
 
 @needs_native
-def test_tiles_and_what_runs_between_them_change_no_bit(monkeypatch):
+@pytest.mark.parametrize(("max_tile_pairs", "num_boundaries"), [(1, 29), (100_000, 5)])
+def test_tiles_and_what_runs_between_them_change_no_bit(max_tile_pairs, num_boundaries):
     """Many tiles with another sequence in between equal one tile."""
     keys, values, slots = paged(900, 3, 64)
     query = torch.randn(900, 9, 64).bfloat16()
     other = torch.randn(100, 9, 64).bfloat16()
     whole, whole_other = attend(query, keys, values, slots), attend(other, keys, values, slots)
-    monkeypatch.setattr(attention_module, "NATIVE_TILE_PAIRS", 1)
     others = []
     tiled = attend(
-        query, keys, values, slots, lambda: others.append(attend(other, keys, values, slots))
+        query,
+        keys,
+        values,
+        slots,
+        lambda: others.append(attend(other, keys, values, slots)),
+        max_tile_pairs=max_tile_pairs,
     )
     assert torch.equal(tiled, whole)
-    assert len(others) == math.ceil(900 / 32) - 1
+    assert len(others) == num_boundaries
     assert all(torch.equal(result, whole_other) for result in others)
 
 
@@ -106,7 +113,8 @@ def test_queries_may_be_columns_of_a_wider_tensor():
 @pytest.mark.parametrize("rounds_first", [False, True])
 @pytest.mark.parametrize(("num_tokens", "width"), [(1, 16), (3, 576), (130, 2048)])
 def test_add_rms_norm_equals_torch_but_for_the_last_bit(num_tokens, width, rounds_first):
-    """Sum in place, norm returned; at most one bfloat16 step off."""
+    """Sum in place, norm returned; at most one bfloat16 step off per rounding."""
+    torch.manual_seed(5)
     x, residual = torch.randn(2, num_tokens, width).bfloat16()
     weight = torch.randn(width).bfloat16()
     total = x.float() + residual.float()
@@ -115,7 +123,7 @@ def test_add_rms_norm_equals_torch_but_for_the_last_bit(num_tokens, width, round
     updated = residual.clone()
     result = load_native().add_rms_norm(x, updated, weight, 1e-5, rounds_first=rounds_first)
     assert torch.equal(updated, total.bfloat16())
-    torch.testing.assert_close(result, expected, atol=0.0, rtol=2**-7)
+    torch.testing.assert_close(result, expected, atol=0.0, rtol=2**-6 if rounds_first else 2**-7)
     alone = load_native().add_rms_norm(x, None, weight, 1e-5, rounds_first=rounds_first)
     assert alone.shape == x.shape
 

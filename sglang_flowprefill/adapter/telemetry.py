@@ -1,0 +1,146 @@
+"""What the event loop tells the outside: statistics, Prometheus metrics and the timeline.
+
+The loop reports each thing that happens once, here; who wants to know of it is decided here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sglang_flowprefill.adapter.metrics import Metrics
+from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
+from sglang_flowprefill.core import (
+    Decision,
+    Event,
+    EventKind,
+    PrefillBatch,
+    PrefillRequest,
+    SchedulerView,
+    StatisticsRecorder,
+)
+from sglang_flowprefill.executor.timeline import Timeline
+
+
+class Telemetry:
+    """Counts and draws what one scheduler process does.
+
+    Args:
+        metrics: Prometheus.
+        timeline: Trace file, if one is wanted.
+    """
+
+    def __init__(self, metrics: Metrics, timeline: Timeline | None) -> None:
+        self._metrics = metrics
+        self._timeline = timeline
+        self._recorder = StatisticsRecorder()
+
+    def on_event(self, kind: EventKind) -> None:
+        """Something happened that causes a round."""
+        self._recorder.num_events[kind] += 1
+        self._metrics.on_event(kind)
+
+    def on_round(
+        self, events: Sequence[Event], decision: Decision, view: SchedulerView, now_s: float
+    ) -> None:
+        """A scheduling round decided."""
+        self._recorder.num_rounds += 1
+        self._metrics.on_round()
+        if self._timeline is not None:
+            self._timeline.on_round(
+                now_s,
+                events=[event.kind.value for event in events],
+                decision=type(decision).__name__,
+                reason=decision.reason,
+                num_waiting=len(view.waiting),
+                num_unfinished=len(view.batches),
+            )
+
+    def on_preemption(self, preempted: PrefillBatch) -> None:
+        """Other work is put in front of an unfinished prefill."""
+        preempted.num_preemptions += 1
+        self._recorder.num_preemptions += 1
+        self._metrics.on_preemption()
+
+    def on_resume(
+        self, cursor: OperatorCursor, now_s: float, *, reason: str, num_suspended: int
+    ) -> None:
+        """A prefill starts or goes on."""
+        self._metrics.on_suspended(num_suspended)
+        if self._timeline is not None:
+            label = _label(cursor.prefill)
+            self._timeline.on_resume(cursor.prefill.batch_id, label, now_s, reason=reason)
+
+    def on_yield(
+        self, cursor: OperatorCursor, now_s: float, *, causes: Sequence[str], blocking_s: float
+    ) -> None:
+        """A prefill stopped at a boundary.
+
+        Args:
+            cursor: The prefill.
+            now_s: When it stopped.
+            causes: Kinds of the events it made way for.
+            blocking_s: Seconds that these have waited for it at most.
+        """
+        self._metrics.on_yield(blocking_s)
+        if self._timeline is not None:
+            self._timeline.on_yield(
+                cursor.prefill.batch_id, now_s, causes=causes, blocking_s=blocking_s
+            )
+
+    def on_chunk_end(self, cursor: OperatorCursor, now_s: float) -> None:
+        """A forward pass ended that is not the last of its prompt."""
+        self._end_slice(cursor, now_s, "chunk finished")
+
+    def on_prefill_end(self, cursor: OperatorCursor, now_s: float) -> None:
+        """A prefill has all its first tokens."""
+        self._recorder.num_prefills += 1
+        self._end_slice(cursor, now_s, "finished")
+
+    def on_cancel(
+        self, cursor: OperatorCursor, now_s: float, *, is_restarted: bool, num_unfinished: int
+    ) -> None:
+        """A prefill was abandoned: its requests were aborted, or start over later."""
+        self._recorder.num_cancelled += 1
+        self._metrics.on_suspended(num_unfinished)
+        self._end_slice(cursor, now_s, "dropped" if is_restarted else "cancelled")
+
+    def on_first_token(self, request: PrefillRequest, now_s: float) -> None:
+        """A request got its first token."""
+        attained = self._recorder.on_first_token(request, now_s)
+        self._metrics.on_first_token(request.slo.class_name, is_attained=attained)
+
+    def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
+        """A decode step ran."""
+        self._recorder.num_decode_steps += 1
+        if self._timeline is not None:
+            self._timeline.on_decode(start_s, end_s, num_requests=num_requests)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the statistics as plain values."""
+        statistics = self._recorder.statistics()
+        return {
+            "num_events": {kind.value: n for kind, n in statistics.num_events.items()},
+            "num_rounds": statistics.num_rounds,
+            "num_preemptions": statistics.num_preemptions,
+            "num_prefills": statistics.num_prefills,
+            "num_cancelled": statistics.num_cancelled,
+            "num_decode_steps": statistics.num_decode_steps,
+            "attainment": {
+                name: {"num_finished": a.num_finished, "num_attained": a.num_attained}
+                for name, a in statistics.attainment.items()
+            },
+        }
+
+    def close(self) -> None:
+        """Complete the timeline's file."""
+        if self._timeline is not None:
+            self._timeline.close()
+
+    def _end_slice(self, cursor: OperatorCursor, now_s: float, outcome: str) -> None:
+        if self._timeline is not None:
+            self._timeline.on_finish(cursor.prefill.batch_id, now_s, outcome=outcome)
+
+
+def _label(prefill: PrefillBatch) -> str:
+    head = prefill.requests[0]
+    others = f" and {len(prefill.requests) - 1} more" if len(prefill.requests) > 1 else ""
+    return f"{head.request_id}{others} ({head.slo.class_name})"
