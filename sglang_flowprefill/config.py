@@ -67,6 +67,13 @@ class FlowPrefillConfig:
         default=10.0,
         minimum=0.0,
     )
+    run_ahead: int = _setting(
+        "On a GPU, at most this many launched operators are unfinished at any time; an urgent "
+        "prefill waits for no more than these. 1 leaves the GPU idle after each operator. No "
+        "effect on a CPU.",
+        default=3,
+        minimum=1,
+    )
     max_chunk_tokens: int = _setting(
         "A longer prompt is prefilled as several forward passes of at most this many tokens, "
         "which bounds the memory of activations.",
@@ -89,6 +96,12 @@ class FlowPrefillConfig:
         "before another one is started in front of them.",
         default=4096.0,
         minimum=1.0,
+    )
+    max_restarts: int = _setting(
+        "An unfinished prefill is dropped for a more urgent request's memory, to start over later, "
+        "at most this many times.",
+        default=2,
+        minimum=0,
     )
     min_preemption_gain_ms: float = _setting(
         "A running prefill with less predicted time left than this is not preempted.",

@@ -114,6 +114,21 @@ UPSTREAM = (
         ("page_size", "tree_cache", "token_to_kv_pool_allocator", "running_batch"),
     ),
     UpstreamSymbol(
+        "managers.schedule_policy.AddReqResult", "prefill_adder.py", "verdict of admission"
+    ),
+    UpstreamSymbol(
+        "managers.schedule_policy.PrefillAdder.add_one_req",
+        "prefill_adder.py",
+        "what a request lacks",
+        ("self", "req"),
+    ),
+    UpstreamSymbol(
+        "managers.schedule_policy.PrefillAdder.add_chunked_req",
+        "prefill_adder.py",
+        "what a chunk lacks",
+        ("self", "req"),
+    ),
+    UpstreamSymbol(
         "managers.schedule_policy.PrefillAdder._get_running_request_total_token_offset",
         "prefill_adder.py",
         "reserves for chunks to come",

@@ -8,6 +8,7 @@ them are in ``cursors``: nothing else in the process remembers them.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -20,17 +21,20 @@ from sglang.srt.managers.io_struct import (
 )
 
 from sglang_flowprefill.adapter.event_source import EventSource
-from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
+from sglang_flowprefill.adapter.model_runner import MemoryPerToken, PreemptibleModelRunner
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
 from sglang_flowprefill.adapter.requests import prefill_request, scheduler_clock_s
 from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.core import (
+    BlockedRequest,
     Decision,
     DecodeView,
+    DropBatches,
     Event,
     EventKind,
     PrefillBatch,
     PrefillScheduler,
+    Release,
     ResumeBatch,
     RunDecode,
     SchedulerView,
@@ -47,6 +51,7 @@ logger = logging.getLogger(__name__)
 _IDLE_WAIT_S = 1.0  # an idle server still answers SGLang's periodic housekeeping
 _BLOCKED_WAIT_S = 0.02  # work waits for memory, or a grammar for its compiler thread
 _GRAMMAR_POLL_S = 0.02
+_FREES_MEMORY = frozenset({EventKind.COMPLETION, EventKind.ABORT})
 
 
 class EventLoop:
@@ -58,7 +63,10 @@ class EventLoop:
         events: What interrupts them.
         policy: What decides.
         telemetry: Told what happens.
+        memory: What a token of an unfinished prefill holds.
         tpot_slo_s: A decode step is due this many seconds after the last.
+        unchecked_s: A prefill predicted to take no longer passes its boundaries without looking
+            for events: it would not be preempted anyway.
         checks_cursors: Verify suspended prefills at every resume.
         clock: Seconds, monotonic.
 
@@ -74,7 +82,9 @@ class EventLoop:
         events: EventSource,
         policy: PrefillScheduler,
         telemetry: Telemetry,
+        memory: MemoryPerToken,
         tpot_slo_s: float,
+        unchecked_s: float,
         checks_cursors: bool,
         clock: Callable[[], float] = scheduler_clock_s,
     ) -> None:
@@ -83,14 +93,17 @@ class EventLoop:
         self._events = events
         self._policy = policy
         self._telemetry = telemetry
+        self._memory = memory
         self._tpot_slo_s = tpot_slo_s
+        self._unchecked_s = unchecked_s
         self._checks_cursors = checks_cursors
         self._clock = clock
         self._new_events: list[Event] = []
         self._decision: Decision = Wait("start")
         self._current: OperatorCursor | None = None
-        self._is_start_blocked = False
+        self._blocked: BlockedRequest | None = None
         self._decode_due_s = 0.0
+        self._review_s = math.inf
         self._next_batch_id = 0
         self.cursors: dict[int, OperatorCursor] = {}
 
@@ -109,7 +122,7 @@ class EventLoop:
                 self._events.wait(_IDLE_WAIT_S)
                 continue
             if self._new_events:
-                self._decision = self._run_round()
+                self._follow(self._run_round())
             self._carry_out(self._decision)
             if envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get():
                 engine.invariant_checker.self_check_during_busy()
@@ -137,6 +150,9 @@ class EventLoop:
             self._note(EventKind.GRAMMAR_READY)
         if self._engine.has_decode_work and self._clock() >= self._decode_due_s:
             self._note(EventKind.TIMER)
+        if self._clock() >= self._review_s:
+            self._review_s = math.inf
+            self._note(EventKind.TIMER)
 
     def _note(self, kind: EventKind) -> None:
         self._new_events.append(Event(kind, self._clock()))
@@ -146,8 +162,8 @@ class EventLoop:
 
     def _run_round(self) -> Decision:
         """Decide once, for all events since the last round."""
-        if any(e.kind in (EventKind.COMPLETION, EventKind.ABORT) for e in self._new_events):
-            self._is_start_blocked = False  # memory may have come free
+        if any(e.kind in _FREES_MEMORY for e in self._new_events):
+            self._unblock()
         now_s, view = self._clock(), self._view()
         decision = self._policy.decide(view, now_s)
         self._telemetry.on_round(self._new_events, decision, view, now_s)
@@ -162,8 +178,45 @@ class EventLoop:
             batches=[cursor.prefill for cursor in self.cursors.values()],
             current=None if self._current is None else self._current.prefill,
             decode=decode,
-            can_start=not self._is_start_blocked,
+            blocked=self._blocked,
+            releases=self._releases() if self._is_blocked else (),
         )
+
+    # ---- memory ----
+
+    @property
+    def _is_blocked(self) -> bool:
+        """True if SGLang's admission turned somebody away since memory last came free."""
+        return self._blocked is not None or any(
+            cursor.prefill.num_missing_tokens for cursor in self.cursors.values()
+        )
+
+    def _unblock(self) -> None:
+        """Memory may have come free: whoever was turned away may ask again."""
+        self._blocked = None
+        for cursor in self.cursors.values():
+            cursor.prefill.num_missing_tokens = 0
+
+    def _decide_without_memory(self) -> None:
+        """Ask the policy once more, now that it can see who found no memory."""
+        self._follow(self._policy.decide(self._view(), self._clock()))
+
+    def _releases(self) -> list[Release]:
+        """Predict what running requests give back: at the latest when they reach their limit."""
+        now_s = self._clock()
+        return [
+            Release(
+                now_s
+                + (req.sampling_params.max_new_tokens - len(req.output_ids)) * self._tpot_slo_s,
+                req.kv.kv_allocated_len - req.kv.cache_protected_len,
+            )
+            for req in self._engine.running_batch.reqs
+        ]
+
+    def _follow(self, decision: Decision) -> None:
+        """Make this the decision until the next one."""
+        self._decision = decision
+        self._review_s = decision.review_s if isinstance(decision, ResumeBatch) else math.inf
 
     # ---- carrying out ----
 
@@ -173,37 +226,58 @@ class EventLoop:
                 self._start(decision)
             case ResumeBatch():
                 self._resume(self.cursors[decision.batch_id], decision.reason)
+            case DropBatches():
+                for batch_id in decision.batch_ids:
+                    self._restart(self.cursors[batch_id], decision.reason)
             case RunDecode():
                 self._decode()
             case Wait():
                 self._wait()
 
     def _start(self, decision: StartBatch) -> None:
-        """Form the batch and run it; without memory for it, decide again without new batches."""
+        """Form the batch and run it; without memory for its head, decide again."""
         by_id = {id(prefill_request(req)): req for req in self._engine.waiting_queue}
         reqs = [by_id[id(request)] for request in decision.requests]
         batch = self._engine.form_prefill_batch(reqs)
         if batch is None:
-            self._is_start_blocked = True
-            self._decision = self._policy.decide(self._view(), self._clock())
+            self._blocked = BlockedRequest(decision.requests[0], self._engine.num_missing_tokens)
+            self._decide_without_memory()
             return
         self._resume(self._open_cursor(batch), decision.reason)
 
     def _open_cursor(self, batch: Any) -> OperatorCursor:
         reqs = list(batch.reqs)
         requests = tuple(prefill_request(req) for req in reqs)
-        prefill = PrefillBatch(self._next_batch_id, requests, self._policy.predict_s(requests))
+        num_tokens = sum(request.num_uncached_tokens for request in requests)
+        num_active = sum(req.extend_len for req in reqs)
+        prefill = PrefillBatch(
+            self._next_batch_id,
+            requests,
+            self._policy.predict_s(requests),
+            num_kv_tokens=num_tokens,
+            held_bytes=int(
+                num_tokens * self._memory.kv_bytes + num_active * self._memory.activation_bytes
+            ),
+            release_s=max(req.sampling_params.max_new_tokens for req in reqs) * self._tpot_slo_s,
+        )
         self._next_batch_id += 1
-        cursor = OperatorCursor(prefill, reqs, batch, self._execution(batch))
+        cursor = OperatorCursor(prefill, reqs, batch, self._execution(batch, prefill))
         self.cursors[prefill.batch_id] = cursor
         return cursor
 
-    def _execution(self, batch: Any) -> Cursor[Any]:
-        return self._runner.cursor(lambda: self._engine.run_forward(batch))
+    def _execution(self, batch: Any, prefill: PrefillBatch) -> Cursor[Any]:
+        """Return the forward pass of a batch; one that is short as a whole runs unchecked."""
+        is_checked = prefill.predicted_s > self._unchecked_s
+        return self._runner.cursor(
+            lambda: self._engine.run_forward(batch),
+            is_preemptible=is_checked,
+            is_bounded=is_checked,
+        )
 
     def _resume(self, cursor: OperatorCursor, reason: str) -> None:
         """Run a prefill until it ends or an event comes."""
         if cursor.execution is None and not self._start_next_chunk(cursor):
+            self._decide_without_memory()
             return
         if self._current is not None and self._current is not cursor:
             self._telemetry.on_preemption(self._current.prefill)
@@ -234,7 +308,9 @@ class EventLoop:
 
     def _arm_timer(self) -> None:
         """Have the boundaries of the next slice notice what no message announces."""
-        due_s = self._decode_due_s if self._engine.has_decode_work else float("inf")
+        due_s = self._review_s
+        if self._engine.has_decode_work:
+            due_s = min(due_s, self._decode_due_s)
         if self._engine.grammar_manager.has_waiting_grammars():
             due_s = min(due_s, self._clock() + _GRAMMAR_POLL_S)
         self._events.arm(due_s)
@@ -243,8 +319,9 @@ class EventLoop:
         """Form the next forward pass of a chunked prompt; without memory for it, return False."""
         batch = self._engine.form_next_chunk(cursor.rest)
         if batch is None:
+            cursor.prefill.num_missing_tokens = self._engine.num_missing_tokens
             return False
-        cursor.start_forward(batch, self._execution(batch))
+        cursor.start_forward(batch, self._execution(batch, cursor.prefill))
         return True
 
     def _end_forward(self, cursor: OperatorCursor) -> None:
@@ -288,8 +365,8 @@ class EventLoop:
         engine.on_idle()
         if not engine.is_fully_idle():
             self._events.wait(_BLOCKED_WAIT_S)
-            if engine.waiting_queue:
-                self._is_start_blocked = False
+            if engine.waiting_queue or self.cursors:
+                self._unblock()
                 self._note(EventKind.TIMER)
 
     # ---- leaving early ----
@@ -299,7 +376,7 @@ class EventLoop:
         for cursor in list(self.cursors.values()):
             while cursor.prefill.batch_id in self.cursors:
                 if cursor.execution is None and not self._start_next_chunk(cursor):
-                    self._restart(cursor)
+                    self._restart(cursor, "the engine is wanted quiet")
                     break
                 assert cursor.execution is not None
                 cursor.execution.is_preemptible = False
@@ -316,21 +393,23 @@ class EventLoop:
             if all(req.to_finish is not None for req in cursor.reqs):
                 self._cancel(cursor, self._engine.release_aborted)
 
-    def drop_one_cursor(self) -> bool:
-        """Cancel the prefill that has run least, to start over later; its memory is free now.
+    def drop_for_decode(self) -> bool:
+        """Drop the least urgent prefill for the memory of a decode step.
 
         Returns:
-            False if there is none.
+            False if there is none that may be dropped.
         """
-        if not self.cursors:
+        batch_id = self._policy.choose_victim(self._view(), self._clock())
+        if batch_id is None:
             return False
-        self._restart(min(self.cursors.values(), key=lambda c: c.prefill.run_s))
+        self._restart(self.cursors[batch_id], "decode needs memory")
         return True
 
-    def _restart(self, cursor: OperatorCursor) -> None:
+    def _restart(self, cursor: OperatorCursor, reason: str) -> None:
+        """Cancel a prefill to start over later; its memory is free now."""
         logger.warning(
-            "FlowPrefill: memory is needed; restarting the prefill of %s later (%.3f s of "
-            "computation are lost)",
+            "FlowPrefill: %s; restarting the prefill of %s later (%.3f s of computation are lost)",
+            reason,
             [req.rid for req in cursor.reqs],
             cursor.prefill.run_s,
         )

@@ -26,6 +26,14 @@ class Metrics:
         self._preemptions = Counter(
             f"{prefix}preemptions_total", "Times an unfinished prefill made way for another."
         )
+        self._restarts = Counter(
+            f"{prefix}restarts_total",
+            "Requests whose unfinished prefill was dropped for memory, to start over later.",
+        )
+        self._lost = Counter(
+            f"{prefix}lost_prefill_seconds_total",
+            "Seconds of computation thrown away with dropped prefills.",
+        )
         self._suspended = Gauge(
             f"{prefix}suspended_cursors",
             "Prefills that stand suspended at an operator boundary.",
@@ -56,6 +64,12 @@ class Metrics:
         """Count a preemption."""
         if self._is_enabled:
             self._preemptions.inc()
+
+    def on_restart(self, num_requests: int, lost_s: float) -> None:
+        """Count requests that start over, and the computation lost with them."""
+        if self._is_enabled:
+            self._restarts.inc(num_requests)
+            self._lost.inc(lost_s)
 
     def on_suspended(self, num_cursors: int) -> None:
         """Publish how many prefills stand suspended."""

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from sglang.srt.layers.layernorm import (
@@ -34,6 +35,8 @@ from sglang_flowprefill.executor import (
     Cursor,
     Operator,
     RowTiling,
+    RunAhead,
+    device_named,
     family_of,
     find_operators,
     first_of_each_layer,
@@ -62,6 +65,20 @@ _MIN_BOUNDARIES_PER_LAYER = {"operator": 5, "layer": 1, "chunk": 0, "off": 0}
 _MAX_UNCOVERED_FRACTION = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryPerToken:
+    """What one token of an unfinished prefill holds.
+
+    Attributes:
+        kv_bytes: Its keys and values, all layers.
+        activation_bytes: Its activations at the widest boundary, by the widths of the model: an
+            upper bound, since an MLP in tiles is never whole.
+    """
+
+    kv_bytes: float
+    activation_bytes: float
+
+
 class PreemptibleModelRunner:
     """Makes prefill forwards of one loaded model suspendable.
 
@@ -70,11 +87,13 @@ class PreemptibleModelRunner:
         should_yield: Tells at each boundary whether the scheduler wants control.
         granularity: Where boundaries are: operator, layer, chunk or off (the last two: nowhere
             inside a forward pass).
+        run_ahead: Operators that may be launched and unfinished on an asynchronous device.
 
     Attributes:
         num_boundaries: Boundaries installed.
         num_layers: Layers of the model.
         checkpoint: Where boundaries report.
+        memory: What unfinished prefills hold.
 
     Raises:
         UnsupportedSGLangError: Too little of the model runs in operators that are called as
@@ -82,15 +101,20 @@ class PreemptibleModelRunner:
     """
 
     def __init__(
-        self, model_runner: Any, should_yield: Callable[[], bool], granularity: str = "operator"
+        self,
+        model_runner: Any,
+        should_yield: Callable[[], bool],
+        granularity: str = "operator",
+        run_ahead: int = 1,
     ) -> None:
         model = model_runner.model
-        self.checkpoint = Checkpoint(should_yield)
+        device = str(model_runner.device)
+        self.checkpoint = Checkpoint(should_yield, RunAhead(device_named(device), run_ahead))
         self.num_layers = int(model_runner.model_config.num_hidden_layers)
         self._granularity = granularity
         self._attention = AttentionState(model_runner.attn_backend)
         self._backend = model_runner.attn_backend
-        if str(model_runner.device) == "cpu":
+        if device == "cpu":
             use_compiled_ops(model)
         operators = find_operators(model, OPERATOR_TYPES)
         self._uncovered = uncovered_modules(model, operators, _LOOKED_UP)
@@ -99,20 +123,27 @@ class PreemptibleModelRunner:
         self.num_boundaries = len(install_boundaries(hooked, self.checkpoint.reach))
         self.require_boundaries(self.num_boundaries, "found in the model")
         self._require_coverage(model)
+        self.memory = _memory_per_token(model_runner, operators)
         self._tiling = RowTiling(
             self.checkpoint.reach,
             is_active=lambda: self.checkpoint.cursor is not None,
-            synchronize=_synchronize_of(str(model_runner.device)),
+            synchronize=self.checkpoint.drain,
         )
         if granularity == "operator":
             _add_tiled_modules(self._tiling, model, operators)
             if isinstance(self._backend, TiledTorchNativeBackend):
                 self._backend.reach = lambda: self.checkpoint.reach("attention tile")
 
-    def cursor(self, run: Callable[[], Any], *, is_preemptible: bool = True) -> Cursor[Any]:
+    def cursor(
+        self, run: Callable[[], Any], *, is_preemptible: bool = True, is_bounded: bool = True
+    ) -> Cursor[Any]:
         """Return a cursor, not yet started, for one prefill forward."""
         return Cursor(
-            run, self.checkpoint, ForwardState(self._attention), is_preemptible=is_preemptible
+            run,
+            self.checkpoint,
+            ForwardState(self._attention),
+            is_preemptible=is_preemptible,
+            is_bounded=is_bounded,
         )
 
     @contextmanager
@@ -200,9 +231,16 @@ def _is_row_wise_block(module: nn.Module) -> bool:
     return is_mlp or isinstance(children.get("experts"), FusedMoE)
 
 
-def _synchronize_of(device: str) -> Callable[[], None]:
-    if device == "cpu":
-        return lambda: None
-    import torch  # noqa: PLC0415 (only where there is a device to wait for)
-
-    return lambda: torch.get_device_module(device).synchronize()
+def _memory_per_token(model_runner: Any, operators: list[Operator]) -> MemoryPerToken:
+    pool = model_runner.token_to_kv_pool
+    config = model_runner.model_config
+    widths = [
+        operator.module.input_size + operator.module.output_size
+        for operator in operators
+        if isinstance(operator.module, LinearBase)
+    ]
+    width = 2 * config.hidden_size + max(widths, default=0)  # hidden states, residual, an operator
+    return MemoryPerToken(
+        kv_bytes=pool.mem_usage * 2**30 / pool.size,
+        activation_bytes=float(width * model_runner.dtype.itemsize),
+    )

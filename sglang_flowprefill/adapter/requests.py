@@ -6,6 +6,7 @@ scheduler process reads nothing else.
 """
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from sglang_flowprefill.api.slo import ARRIVAL_KEY, CLASS_KEY, TTFT_SLO_KEY
@@ -38,10 +39,13 @@ def attach_prefill_request(req: Any, default_slo: Slo, now_s: float, wall_now_s:
 def restart_prefill_request(req: Any, now_s: float) -> None:
     """Renew the description of a ``Req`` that lost its KV and must be prefilled again.
 
-    Its first token may be out already; the objective counts from now, so that it is neither
-    doomed nor first.
+    If its first token is out already, the objective counts from now, so that it is neither
+    doomed nor first. Otherwise it is still due when it was.
     """
-    setattr(req, _ATTRIBUTE, _describe(req, now_s, prefill_request(req).slo))
+    before = prefill_request(req)
+    arrival_s = now_s if len(req.output_ids) else before.arrival_s
+    restarted = replace(_describe(req, arrival_s, before.slo), num_restarts=before.num_restarts + 1)
+    setattr(req, _ATTRIBUTE, restarted)
 
 
 def prefill_request(req: Any) -> PrefillRequest:
@@ -56,8 +60,8 @@ def update_cached_tokens(req: Any) -> None:
     num_tokens = request.num_uncached_tokens + request.num_cached_tokens
     num_cached = min(int(req.prefix_len or 0), num_tokens - 1)
     if num_cached != request.num_cached_tokens:
-        updated = PrefillRequest(
-            request.request_id, request.arrival_s, request.slo, num_tokens - num_cached, num_cached
+        updated = replace(
+            request, num_uncached_tokens=num_tokens - num_cached, num_cached_tokens=num_cached
         )
         setattr(req, _ATTRIBUTE, updated)
 

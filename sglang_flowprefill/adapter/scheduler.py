@@ -39,7 +39,11 @@ from sglang_flowprefill.adapter.event_source import EventSource, StressEventSour
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
-from sglang_flowprefill.adapter.prefill_adder import InflightView, prefill_adder_with
+from sglang_flowprefill.adapter.prefill_adder import (
+    Admission,
+    InflightView,
+    prefill_adder_with,
+)
 from sglang_flowprefill.adapter.profile import Profile, prefill_profile, profile_key
 from sglang_flowprefill.adapter.requests import (
     attach_prefill_request,
@@ -80,6 +84,7 @@ class FlowPrefillScheduler(Scheduler):
 
     def __init__(self, server_args: Any, port_args: Any) -> None:
         self._loop: EventLoop | None = None  # upstream's __init__ calls some of our overrides
+        self._admission = Admission(())
         super().__init__(server_args, port_args)
         config = config_of(server_args)
         require_supported_scheduler(self)
@@ -89,7 +94,7 @@ class FlowPrefillScheduler(Scheduler):
             [self.ipc_channels.recv_from_tokenizer, self.ipc_channels.recv_from_rpc]
         )
         runner = PreemptibleModelRunner(
-            self.tp_worker.model_runner, events.has_event, config.granularity
+            self.tp_worker.model_runner, events.has_event, config.granularity, config.run_ahead
         )
         with DynamicGradMode():
             profile = self._profile(runner, config.profile_cache_dir)
@@ -105,7 +110,9 @@ class FlowPrefillScheduler(Scheduler):
             events=events,
             policy=_policy(config, profile.cost, str(self.device)),
             telemetry=Telemetry(Metrics(is_enabled=get_observability().enable_metrics), timeline),
+            memory=runner.memory,
             tpot_slo_s=config.tpot_slo_ms / 1000.0,
+            unchecked_s=0.0 if config.stress else config.min_preemption_gain_ms / 1000.0,
             checks_cursors=config.check_cursors,
         )
         logger.info(
@@ -177,12 +184,11 @@ class FlowPrefillScheduler(Scheduler):
 
     def get_prefill_adder_class(self) -> Any:
         """Reserve memory for what suspended requests, other than the admitted one, still need."""
-        others = [req for req in self._suspended_reqs if req is not self.chunked_req]
-        return prefill_adder_with(others)
+        return prefill_adder_with(self._admission)
 
     def update_running_batch(self, batch: Any) -> Any:
         """Before decode retracts its own requests, restart suspended prefills for their memory."""
-        while not batch.check_decode_mem() and self._loop and self._loop.drop_one_cursor():
+        while not batch.check_decode_mem() and self._loop and self._loop.drop_for_decode():
             pass
         return super().update_running_batch(batch)
 
@@ -202,7 +208,7 @@ class FlowPrefillScheduler(Scheduler):
 
     def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
         if is_retracted:
-            restart_prefill_request(req, scheduler_clock_s())
+            restart_prefill_request(req, scheduler_clock_s())  # by upstream or by us
         super()._add_request_to_queue(req, is_retracted=is_retracted)
         if req in self.waiting_queue[-1:]:
             req.init_next_round_input(self.tree_cache)  # prefix match, as before each admission
@@ -274,10 +280,17 @@ class FlowPrefillScheduler(Scheduler):
         """
         self.running_batch.batch_is_full = False
         self.chunked_prefill_size = self._max_chunk_tokens
+        others = [req for req in self._suspended_reqs if req is not self.chunked_req]
+        self._admission = Admission(others)
         plan = self.get_new_batch_prefill(self.running_batch)
         self.chunked_prefill_size = self.chunked_req = None
         self.running_batch = plan.running_batch
         return plan.batch_to_run
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """KV slots that the request lacks which the last admission turned away."""
+        return self._admission.num_missing_tokens
 
     def publish_chunk(self, req: Any) -> None:
         """Let the prefix cache have what the forward passes of a request computed so far."""
@@ -359,6 +372,8 @@ def _policy(config: FlowPrefillConfig, cost: PrefillCost, device: str) -> Prefil
         cost=cost,
         limits=BatchLimits(min(config.max_batch_tokens or device_tokens, config.max_chunk_tokens)),
         max_suspended=config.max_suspended,
+        max_suspended_bytes=config.suspended_memory_mb * 2**20,
+        max_restarts=config.max_restarts,
         min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
     )
 

@@ -8,7 +8,14 @@ with uninterrupted ones.
 from typing import Any
 
 from sglang_flowprefill.adapter.event_loop import EventLoop
-from sglang_flowprefill.core import Decision, EventKind, ResumeBatch, RunDecode, StartBatch
+from sglang_flowprefill.core import (
+    Decision,
+    DropBatches,
+    EventKind,
+    ResumeBatch,
+    RunDecode,
+    StartBatch,
+)
 
 
 class StressEventLoop(EventLoop):
@@ -29,10 +36,11 @@ class StressEventLoop(EventLoop):
         if self._is_decode_turn and self._engine.has_decode_work:
             return RunDecode("stress: decode's turn")
         waiting = self._view().waiting
-        if waiting and not self._is_start_blocked:
+        if waiting and not self._is_blocked:
             return StartBatch((waiting[0],), "stress: whoever waits")
-        if self.cursors:
-            batch_id = next(iter(self.cursors))
+        runnable = [c.prefill for c in self.cursors.values() if not c.prefill.num_missing_tokens]
+        if runnable and not isinstance(decision, DropBatches):
+            batch_id = runnable[0].batch_id
             self.cursors[batch_id] = self.cursors.pop(batch_id)  # to the end of the line
             return ResumeBatch(batch_id, "stress: the longest unserved")
         return decision

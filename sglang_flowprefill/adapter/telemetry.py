@@ -99,7 +99,11 @@ class Telemetry:
         self, cursor: OperatorCursor, now_s: float, *, is_restarted: bool, num_unfinished: int
     ) -> None:
         """A prefill was abandoned: its requests were aborted, or start over later."""
-        self._recorder.num_cancelled += 1
+        if is_restarted:
+            self._recorder.on_restart(cursor.prefill)
+            self._metrics.on_restart(len(cursor.prefill.requests), cursor.prefill.run_s)
+        else:
+            self._recorder.num_cancelled += 1
         self._metrics.on_suspended(num_unfinished)
         self._end_slice(cursor, now_s, "dropped" if is_restarted else "cancelled")
 
@@ -123,6 +127,8 @@ class Telemetry:
             "num_preemptions": statistics.num_preemptions,
             "num_prefills": statistics.num_prefills,
             "num_cancelled": statistics.num_cancelled,
+            "num_restarts": statistics.num_restarts,
+            "lost_s": round(statistics.lost_s, 6),
             "num_decode_steps": statistics.num_decode_steps,
             "attainment": {
                 name: {"num_finished": a.num_finished, "num_attained": a.num_attained}

@@ -66,6 +66,7 @@ class WarmUp:
             cursor = self._runner.cursor(run, is_preemptible=False)
             start_s = time.perf_counter()
             cursor.resume()
+            self._runner.checkpoint.drain()
             seconds += time.perf_counter() - start_s
             num_boundaries += cursor.num_boundaries
             if batch.chunked_req is None:

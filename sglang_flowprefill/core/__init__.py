@@ -11,40 +11,69 @@ forward pass (one operator cursor in the executor); a *round* is one call of ``d
 from sglang_flowprefill.core.batch import BatchState, PrefillBatch
 from sglang_flowprefill.core.decision import (
     Decision,
+    DropBatches,
     ResumeBatch,
     RunDecode,
     StartBatch,
     Wait,
 )
 from sglang_flowprefill.core.events import Event, EventKind
-from sglang_flowprefill.core.policy import POLICY_TYPES, Candidate, Fcfs, Policy, SEdf
+from sglang_flowprefill.core.memory import Release
+from sglang_flowprefill.core.policies import (
+    POLICIES,
+    POLICY_TYPES,
+    Edf,
+    Fcfs,
+    Hrrn,
+    PolicyOptions,
+    SEdf,
+    SEdfPaper,
+    Sjf,
+    make_policy,
+)
+from sglang_flowprefill.core.policy import Candidate, Policy
 from sglang_flowprefill.core.predictor import PrefillCost
 from sglang_flowprefill.core.request import PrefillRequest, Slo
-from sglang_flowprefill.core.scheduler import DecodeView, PrefillScheduler, SchedulerView
+from sglang_flowprefill.core.scheduler import (
+    BlockedRequest,
+    DecodeView,
+    PrefillScheduler,
+    SchedulerView,
+)
 from sglang_flowprefill.core.stats import ClassAttainment, SchedulerStatistics, StatisticsRecorder
 
 __all__ = [
+    "POLICIES",
     "POLICY_TYPES",
     "BatchState",
+    "BlockedRequest",
     "Candidate",
     "ClassAttainment",
     "Decision",
     "DecodeView",
+    "DropBatches",
+    "Edf",
     "Event",
     "EventKind",
     "Fcfs",
+    "Hrrn",
     "Policy",
+    "PolicyOptions",
     "PrefillBatch",
     "PrefillCost",
     "PrefillRequest",
     "PrefillScheduler",
+    "Release",
     "ResumeBatch",
     "RunDecode",
     "SEdf",
+    "SEdfPaper",
     "SchedulerStatistics",
     "SchedulerView",
+    "Sjf",
     "Slo",
     "StartBatch",
     "StatisticsRecorder",
     "Wait",
+    "make_policy",
 ]

@@ -7,10 +7,15 @@
                      SUSPENDED
     READY, SUSPENDED --cancel--> CANCELLED
 
+A prompt that is prefilled in several forward passes, one chunk after the other, is still one
+batch: it runs, and stands suspended between its chunks as between two operators. There it may
+find no memory for its next chunk; ``num_missing_tokens`` says so.
+
 ``_NEXT_STATE`` below is the only statement of what is legal; every change goes through
 ``PrefillBatch.apply`` and is stamped with its time, so ``run_s`` is exact.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -49,14 +54,18 @@ _NEXT_STATE = {
 
 @dataclass(slots=True, eq=False)
 class PrefillBatch:
-    """Requests whose prefill runs as one forward pass.
+    """Requests whose prefill runs as one forward pass, or one prompt's chunks in sequence.
 
     Attributes:
         batch_id: Unique over the life of the scheduler.
         requests: The members; the first is the head that the policy chose.
-        predicted_s: Predicted seconds of the whole forward pass.
+        predicted_s: Predicted seconds of the whole prefill.
         run_s: Seconds it has run so far, suspensions excluded.
         num_preemptions: How often other work was put in front of it.
+        num_kv_tokens: KV slots that it holds now, and would give back if it were dropped.
+        held_bytes: Memory of the activations that it keeps while it stands suspended.
+        release_s: Expected seconds from its end until its KV comes free: its members' decoding.
+        num_missing_tokens: KV slots that its next chunk lacks. It cannot run while there are any.
     """
 
     batch_id: int
@@ -65,6 +74,10 @@ class PrefillBatch:
     state: BatchState = BatchState.READY
     run_s: float = 0.0
     num_preemptions: int = 0
+    num_kv_tokens: int = 0
+    held_bytes: int = 0
+    release_s: float = math.inf
+    num_missing_tokens: int = 0
     _slice_start_s: float = field(default=0.0, repr=False)
 
     @property
@@ -73,8 +86,13 @@ class PrefillBatch:
         return max(self.predicted_s - self.run_s, 0.0)
 
     @property
+    def has_outrun_prediction(self) -> bool:
+        """Tell whether it has run for as long as predicted and not ended: nobody knows when."""
+        return self.run_s >= self.predicted_s
+
+    @property
     def num_uncached_tokens(self) -> int:
-        """Tokens that the forward pass computes."""
+        """Tokens that the prefill computes."""
         return sum(request.num_uncached_tokens for request in self.requests)
 
     def apply(self, change: BatchChange, now_s: float) -> None:

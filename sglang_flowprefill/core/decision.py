@@ -1,5 +1,6 @@
 """What a scheduling round may decide. The adapter carries it out and decides nothing itself."""
 
+import math
 from dataclasses import dataclass
 
 from sglang_flowprefill.core.request import PrefillRequest
@@ -15,9 +16,28 @@ class StartBatch:
 
 @dataclass(frozen=True, slots=True)
 class ResumeBatch:
-    """Start or continue this batch until it ends or an event interrupts it."""
+    """Start or continue this batch until it ends or an event interrupts it.
+
+    Attributes:
+        batch_id: The batch.
+        reason: Why.
+        review_s: Time of a timer event that should cause another round, if none comes before:
+            somebody waits for memory, and cannot wait much longer than this.
+    """
 
     batch_id: int
+    reason: str
+    review_s: float = math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class DropBatches:
+    """Cancel these batches, give their memory back and let their requests wait again.
+
+    Their requests start over later, ``num_restarts`` one higher. Then decide again.
+    """
+
+    batch_ids: tuple[int, ...]
     reason: str
 
 
@@ -35,4 +55,4 @@ class Wait:
     reason: str
 
 
-Decision = StartBatch | ResumeBatch | RunDecode | Wait
+Decision = StartBatch | ResumeBatch | DropBatches | RunDecode | Wait

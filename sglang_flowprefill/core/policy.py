@@ -1,86 +1,69 @@
-"""Orders among prefills. Adding one is one class here and one row in ``POLICY_TYPES``.
+"""What a policy is: an order among the prefills that could run now.
 
 A policy maps a candidate to a sort key; the smallest key runs. Keys of one policy compare with
-each other only, and end in the arrival time, so that the order is total in practice.
+each other only, and end in the arrival time, so that the order is total in practice. The
+policies themselves are in ``policies/``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 PolicyKey = tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Candidate:
     """A waiting request or a started batch, seen as something that could run now.
+
+    Never changed once made. Not frozen all the same: making it would cost three times as much,
+    and a round after a burst makes one per request.
 
     Attributes:
         arrival_s: When it arrived.
         ttft_slo_s: Its objective in seconds.
         remaining_s: Predicted seconds of prefill still needed.
+        deadline_s: Latest time of a first token that meets the objective.
+        latest_start_s: Latest time to run on undisturbed and meet the deadline. From then on it
+            is doomed.
     """
 
     arrival_s: float
     ttft_slo_s: float
     remaining_s: float
+    deadline_s: float = field(init=False)
+    latest_start_s: float = field(init=False)
 
-    @property
-    def deadline_s(self) -> float:
-        """Latest time of a first token that meets the objective."""
-        return self.arrival_s + self.ttft_slo_s
+    def __post_init__(self) -> None:
+        # Computed once: a round reads them for every request in the queue.
+        self.deadline_s = self.arrival_s + self.ttft_slo_s
+        self.latest_start_s = self.deadline_s - self.remaining_s
 
     def slack_s(self, now_s: float) -> float:
-        """Seconds it could still wait and meet its deadline. Negative: doomed."""
-        return self.deadline_s - now_s - self.remaining_s
+        """Seconds it could still wait and meet its deadline. Zero or negative: doomed."""
+        return self.latest_start_s - now_s
+
+    def ahead_by(self, margin_s: float) -> "Candidate":
+        """Return it as it would be, had it come and worked this much earlier.
+
+        Its deadline is that much earlier, its remaining work that much less, its slack the same.
+        A newcomer that beats this one is better by more than the margin, in every policy, and
+        whatever the sign of anybody's slack.
+        """
+        return Candidate(
+            self.arrival_s - margin_s, self.ttft_slo_s, max(self.remaining_s - margin_s, 0.0)
+        )
 
 
 class Policy(Protocol):
-    """An order among candidates."""
+    """An order among candidates.
 
-    may_preempt: bool
+    Attributes:
+        may_preempt: False if a prefill, once started, runs before all others until it ends.
+    """
+
+    @property
+    def may_preempt(self) -> bool: ...  # noqa: D102 (documented above)
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
         """Return the sort key of a candidate; smaller runs first."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Fcfs:
-    """Arrival order, without preemption: what a plain queue does."""
-
-    may_preempt: bool = False
-
-    def key(self, candidate: Candidate, now_s: float) -> PolicyKey:  # noqa: ARG002 (protocol)
-        """Order by arrival."""
-        return (candidate.arrival_s,)
-
-
-@dataclass(frozen=True, slots=True)
-class SEdf:
-    """Slack-aware earliest deadline first.
-
-    Three tiers, earliest deadline first within each: requests past the starvation bound, then
-    those that can still meet their deadline, then the doomed.
-
-    Source: FlowPrefill, S-EDF: priority = sgn(slack) / deadline, highest first, slack 0 counting
-    as negative. Differs: that formula prefers the *latest* deadline among the doomed and gives
-    them no bound; here the earliest goes first, and a request older than ``starvation_factor``
-    times its SLO goes before everything.
-    """
-
-    starvation_factor: float = 10.0
-    may_preempt: bool = True
-
-    def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
-        """Order by tier, then deadline, then arrival."""
-        age_s = now_s - candidate.arrival_s
-        if age_s > self.starvation_factor * candidate.ttft_slo_s:
-            tier = 0.0
-        elif candidate.slack_s(now_s) > 0.0:
-            tier = 1.0
-        else:
-            tier = 2.0
-        return (tier, candidate.deadline_s, candidate.arrival_s)
-
-
-POLICY_TYPES: dict[str, type[SEdf] | type[Fcfs]] = {"s-edf": SEdf, "fcfs": Fcfs}

@@ -1,8 +1,9 @@
 """How long a prefill takes.
 
-time = base + per_token * n + per_attention_pair * n * (p + (n + 1) / 2), at least the floor,
-with n uncached tokens after p cached ones: the first term is launch overhead, the second the
-GEMMs, the third causal attention (each token attends to all before it and to itself).
+time = base + sum over requests of (per_request + per_token * n + per_attention_pair * n *
+(p + (n + 1) / 2)), at least the floor, with n uncached tokens after p cached ones. The terms are
+launch overhead, bookkeeping of one more sequence, GEMMs, and causal attention (each token attends
+to all before it and to itself).
 
 Source: FlowPrefill, TTFT predictor. Differs: the reference fits a cubic through one offline
 sample per length and knows no cached prefix.
@@ -34,19 +35,29 @@ class PrefillCost:
         per_token_s: Seconds per computed token.
         per_attention_pair_s: Seconds per query-key pair.
         floor_s: No forward pass is faster than this.
+        per_request_s: Seconds per sequence in the batch, whatever its length.
     """
 
     base_s: float
     per_token_s: float
     per_attention_pair_s: float
     floor_s: float = 0.0
+    per_request_s: float = 0.0
 
     def predict_s(self, requests: Iterable[PrefillRequest]) -> float:
         """Predict the seconds of one forward pass over these requests."""
-        seconds = self.base_s
-        for request in requests:
-            seconds += self.per_token_s * request.num_uncached_tokens
-            seconds += self.per_attention_pair_s * num_attention_pairs(
-                request.num_uncached_tokens, request.num_cached_tokens
-            )
-        return max(seconds, self.floor_s)
+        return self.total_s(sum(map(self.work_s, requests)))
+
+    def work_s(self, request: PrefillRequest) -> float:
+        """Return what one request adds to a forward pass."""
+        num_tokens = request.num_uncached_tokens
+        num_pairs = num_tokens * (request.num_cached_tokens + (num_tokens + 1) / 2)
+        return (
+            self.per_request_s
+            + self.per_token_s * num_tokens
+            + self.per_attention_pair_s * num_pairs
+        )
+
+    def total_s(self, work_s: float) -> float:
+        """Return the seconds of a forward pass whose requests add so much in all."""
+        return max(self.base_s + work_s, self.floor_s)

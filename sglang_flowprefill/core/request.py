@@ -27,6 +27,7 @@ class PrefillRequest:
         slo: Its objective.
         num_uncached_tokens: Tokens to compute.
         num_cached_tokens: Tokens whose KV is in the prefix cache already.
+        num_restarts: How often its prefill was dropped for somebody else's memory.
     """
 
     request_id: str
@@ -34,6 +35,7 @@ class PrefillRequest:
     slo: Slo
     num_uncached_tokens: int
     num_cached_tokens: int = 0
+    num_restarts: int = 0
 
     @property
     def deadline_s(self) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from sglang_flowprefill.core.batch import PrefillBatch
 from sglang_flowprefill.core.events import EventKind
 from sglang_flowprefill.core.request import PrefillRequest
 
@@ -36,6 +37,8 @@ class SchedulerStatistics:
         num_prefills: Prefill batches that ended.
         num_cancelled: Prefill batches that were cancelled, because all members were aborted or
             their memory was needed.
+        num_restarts: Requests that lost an unfinished prefill to somebody else's need of memory.
+        lost_s: Seconds of prefill that were run and thrown away with them.
         num_decode_steps: Decode steps run.
         attainment: First tokens by SLO class.
     """
@@ -46,6 +49,8 @@ class SchedulerStatistics:
     num_prefills: int
     num_cancelled: int
     num_decode_steps: int
+    num_restarts: int
+    lost_s: float
     attainment: Mapping[str, ClassAttainment]
 
 
@@ -58,8 +63,15 @@ class StatisticsRecorder:
     num_prefills: int = 0
     num_cancelled: int = 0
     num_decode_steps: int = 0
+    num_restarts: int = 0
+    lost_s: float = 0.0
     num_events: Counter[EventKind] = field(default_factory=Counter)
     _attainment: dict[str, ClassAttainment] = field(default_factory=dict)
+
+    def on_restart(self, batch: PrefillBatch) -> None:
+        """Count a cancelled batch whose requests wait again, as a restart of each of them."""
+        self.num_restarts += len(batch.requests)
+        self.lost_s += batch.run_s
 
     def on_first_token(self, request: PrefillRequest, now_s: float) -> bool:
         """Count a first token; return whether it met its objective."""
@@ -80,5 +92,7 @@ class StatisticsRecorder:
             num_prefills=self.num_prefills,
             num_cancelled=self.num_cancelled,
             num_decode_steps=self.num_decode_steps,
+            num_restarts=self.num_restarts,
+            lost_s=self.lost_s,
             attainment=MappingProxyType(dict(self._attainment)),
         )

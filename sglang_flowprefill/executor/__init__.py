@@ -8,6 +8,7 @@ exactly there. Resuming it continues with the next operator. Nothing is recomput
 
 from sglang_flowprefill.executor.checkpoint import Checkpoint
 from sglang_flowprefill.executor.cursor import Cursor, SwitchState
+from sglang_flowprefill.executor.devices import device_named
 from sglang_flowprefill.executor.operators import (
     Operator,
     family_of,
@@ -17,6 +18,7 @@ from sglang_flowprefill.executor.operators import (
     uncovered_modules,
 )
 from sglang_flowprefill.executor.profile import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.executor.run_ahead import RunAhead
 from sglang_flowprefill.executor.tiling import RowTiling
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "Operator",
     "ProfileSample",
     "RowTiling",
+    "RunAhead",
     "SwitchState",
+    "device_named",
     "family_of",
     "find_operators",
     "first_of_each_layer",

@@ -9,6 +9,8 @@ side. Outside a cursor (decode, warm-up) it does nothing.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sglang_flowprefill.executor.run_ahead import RunAhead
+
 if TYPE_CHECKING:
     from sglang_flowprefill.executor.cursor import Cursor
 
@@ -19,13 +21,15 @@ class Checkpoint:
     Args:
         should_yield: Tells whether the scheduler wants control. Called at every boundary of a
             running cursor, so it must cost microseconds.
+        run_ahead: Bounds how far the host launches ahead; None on a synchronous device.
 
     Attributes:
         observer: Told the name of every operator that a running cursor is about to start.
     """
 
-    def __init__(self, should_yield: Callable[[], bool]) -> None:
+    def __init__(self, should_yield: Callable[[], bool], run_ahead: RunAhead | None = None) -> None:
         self._should_yield = should_yield
+        self._run_ahead = run_ahead if run_ahead is not None and run_ahead.is_possible else None
         self._cursor: Cursor[Any] | None = None
         self.observer: Callable[[str], None] | None = None
 
@@ -37,6 +41,8 @@ class Checkpoint:
     def reach(self, operator: str = "") -> None:
         """Pass one boundary; suspend the running cursor if somebody wants the machine.
 
+        On an asynchronous device, return only when the next operator may be launched.
+
         Args:
             operator: What runs next, for the observer.
         """
@@ -46,8 +52,23 @@ class Checkpoint:
         cursor.num_boundaries += 1
         if self.observer is not None:
             self.observer(operator)
-        if cursor.is_preemptible and self._should_yield():
+        if self._run_ahead is None or not cursor.is_bounded:
+            if self._wants_control():
+                cursor.suspend()
+            return
+        must_suspend = self._run_ahead.reach_boundary(self._wants_control)
+        while must_suspend:
             cursor.suspend()
+            must_suspend = self._run_ahead.wait_for_room(self._wants_control)
+
+    def drain(self) -> None:
+        """Return when the device has finished everything that was launched.
+
+        Raises:
+            Exception: Whatever the device reports.
+        """
+        if self._run_ahead is not None:
+            self._run_ahead.drain()
 
     def enter(self, cursor: "Cursor[Any]") -> None:
         """Make this cursor the running one."""
@@ -56,3 +77,7 @@ class Checkpoint:
     def leave(self) -> None:
         """Nobody runs any more: boundaries become no-ops."""
         self._cursor = None
+
+    def _wants_control(self) -> bool:
+        cursor = self._cursor
+        return cursor is not None and cursor.is_preemptible and self._should_yield()

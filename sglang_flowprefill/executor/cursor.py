@@ -40,6 +40,8 @@ class Cursor(Generic[Result]):
         checkpoint: Where its boundaries report.
         state: Globals to switch.
         is_preemptible: False runs it through in one go, boundaries only being counted.
+        is_bounded: False lets the host launch all of it without waiting for the device: for
+            forward passes that are short as a whole.
 
     Attributes:
         num_boundaries: Boundaries passed so far.
@@ -53,6 +55,7 @@ class Cursor(Generic[Result]):
         state: SwitchState,
         *,
         is_preemptible: bool = True,
+        is_bounded: bool = True,
     ) -> None:
         self._checkpoint = checkpoint
         self._state = state
@@ -61,6 +64,7 @@ class Cursor(Generic[Result]):
         self._greenlet = greenlet.greenlet(self._main(run))
         self._greenlet.gr_context = contextvars.copy_context()
         self.is_preemptible = is_preemptible
+        self.is_bounded = is_bounded
         self.num_boundaries = 0
         self.num_suspensions = 0
 
@@ -111,7 +115,8 @@ class Cursor(Generic[Result]):
     def cancel(self) -> None:
         """Abandon the forward pass: its stack unwinds, so every ``with`` and ``finally`` runs.
 
-        Does nothing if it has ended already. Kernels in flight on a device are not waited for.
+        Does nothing if it has ended already. Returns, or raises, when the device has finished
+        what was launched, so that memory may be given back.
 
         Raises:
             CursorError: It refused to end, or a cursor is running.
@@ -119,7 +124,10 @@ class Cursor(Generic[Result]):
         """
         if self._greenlet.dead:
             return
-        self._switch(self._greenlet.throw)
+        try:
+            self._switch(self._greenlet.throw)
+        finally:
+            self._checkpoint.drain()
         if not self._greenlet.dead:
             raise CursorError("a cancelled forward pass swallowed GreenletExit and went on")
 

@@ -4,8 +4,11 @@
 a time, on a clock that jumps. Standard library only. Useful to compare policies on a trace in
 seconds, and to let property tests drive the policy through histories no server would show twice.
 
-Deliberately not modelled: memory (batches always fit), prefix sharing between requests, the
-cost of a switch (microseconds), grammars and aborts. Simulated numbers are no measurements.
+Memory is modelled as KV slots: a request holds them from the start of its prefill (or of each
+chunk of it) to its last token, and starts over when it is dropped for somebody else's.
+
+Deliberately not modelled: prefix sharing between requests, the cost of a switch (microseconds),
+grammars and aborts. Simulated numbers are no measurements.
 """
 
 from sglang_flowprefill.sim.machine import MachineModel

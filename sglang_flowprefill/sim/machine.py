@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sglang_flowprefill.core import PrefillCost, PrefillRequest
 from sglang_flowprefill.core.predictor import num_attention_pairs
@@ -21,12 +21,18 @@ class MachineModel:
         num_layers: Layers of the model, seven operators each.
         max_tile_s: Attention longer than this is cut into equal tiles, as the tiled kernel does.
         decode_step_s: Seconds of one decode step, whatever its size.
+        num_kv_tokens: KV slots in all; None for as many as anybody wants.
+        max_chunk_tokens: A longer prompt is prefilled in several forward passes; None for one.
+        bytes_per_token: Activations that a suspended prefill keeps, per token of its forward pass.
     """
 
     cost: PrefillCost
     num_layers: int = 28
     max_tile_s: float = math.inf
     decode_step_s: float = 0.0
+    num_kv_tokens: int | None = None
+    max_chunk_tokens: int | None = None
+    bytes_per_token: int = 0
 
     def operators_s(self, requests: Sequence[PrefillRequest], slowdown: float = 1.0) -> list[float]:
         """Return the seconds of every operator, in order; they sum to the predicted time.
@@ -49,3 +55,20 @@ class MachineModel:
             *(share * dense_s for share in _AFTER_ATTENTION),
         ]
         return layer * self.num_layers
+
+    def chunks(self, requests: Sequence[PrefillRequest]) -> list[tuple[PrefillRequest, ...]]:
+        """Return the forward passes of a batch, each by what it computes.
+
+        A lone long prompt becomes chunks, of which each finds those before it cached. Anything
+        else is one forward pass.
+        """
+        (head, *others), max_tokens = requests, self.max_chunk_tokens
+        if others or max_tokens is None or head.num_uncached_tokens <= max_tokens:
+            return [tuple(requests)]
+        chunks: list[tuple[PrefillRequest, ...]] = []
+        for start in range(0, head.num_uncached_tokens, max_tokens):
+            num_tokens = min(max_tokens, head.num_uncached_tokens - start)
+            num_cached = head.num_cached_tokens + start
+            chunk = replace(head, num_uncached_tokens=num_tokens, num_cached_tokens=num_cached)
+            chunks.append((chunk,))
+        return chunks

@@ -48,35 +48,42 @@ class CheckedScheduler(PrefillScheduler):
             assert num_tokens <= self.limits.max_tokens
             assert now_s + self.predict_s(decision.requests) <= head.deadline_s - reserve_s
         if view.current is not None:
-            assert self.policy.may_preempt
+            assert self._may_be_preempted(view.current)
         self._check_first(head, self.predict_s([head]), view, now_s)
         self.started.append(decision.requests)
         self.started_s.append(now_s)
 
     def _check_resume(self, decision, view, now_s):
         (chosen,) = (batch for batch in view.batches if batch.batch_id == decision.batch_id)
+        member = min(chosen.requests, key=lambda r: self._rank(r, chosen.remaining_s, now_s))
         if chosen is view.current:
-            is_kept = not self.policy.may_preempt
+            is_kept = not self._may_be_preempted(chosen)
             is_kept |= 0.0 < chosen.remaining_s < self.min_preemption_gain_s
             if is_kept:
                 return
+            self._check_first(member, chosen.remaining_s, view, now_s, self.preemption_margin_s)
+            return
         else:
-            assert view.current is None or self.policy.may_preempt
-        member = min(chosen.requests, key=lambda r: self._rank(r, chosen.remaining_s, now_s))
+            assert view.current is None or self._may_be_preempted(view.current)
         self._check_first(member, chosen.remaining_s, view, now_s)
 
-    def _check_first(self, chosen, remaining_s, view, now_s):
-        """Nobody that may run is better."""
+    def _may_be_preempted(self, batch):
+        return self.policy.may_preempt and batch.num_preemptions < self.max_preemptions
+
+    def _check_first(self, chosen, remaining_s, view, now_s, margin_s=0.0):
+        """Nobody that may run is better, by more than the margin."""
         others = [(r, batch.remaining_s) for batch in view.batches for r in batch.requests]
         if len(view.batches) <= self.max_suspended:
             others += [(r, self.predict_s([r])) for r in view.waiting]
-        rank = self._rank(chosen, remaining_s, now_s)
+        rank = self._rank(chosen, remaining_s, now_s, margin_s)
         assert all(rank <= self._rank(r, seconds, now_s) for r, seconds in others)
 
-    def _rank(self, request, remaining_s, now_s):
+    def _rank(self, request, remaining_s, now_s, margin_s=0.0):
         if not self.policy.may_preempt:
             return request.arrival_s
-        deadline_s = request.arrival_s + request.slo.ttft_s
-        is_starving = now_s - request.arrival_s > self.policy.starvation_factor * request.slo.ttft_s
+        arrival_s = request.arrival_s - margin_s
+        remaining_s = max(remaining_s - margin_s, 0.0)
+        deadline_s = arrival_s + request.slo.ttft_s
+        is_starving = now_s - arrival_s > self.policy.starvation_factor * request.slo.ttft_s
         is_feasible = deadline_s - now_s - remaining_s > 0.0
         return (not is_starving, not is_starving and not is_feasible, deadline_s)

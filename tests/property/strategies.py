@@ -2,7 +2,13 @@
 
 from hypothesis import strategies as st
 
-from sglang_flowprefill.core import Fcfs, PrefillCost, PrefillScheduler, SEdf
+from sglang_flowprefill.core import (
+    POLICIES,
+    PrefillCost,
+    PrefillScheduler,
+    SEdf,
+    make_policy,
+)
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.sim import Arrival, MachineModel
 from sglang_flowprefill.testing import make_request
@@ -32,31 +38,46 @@ def arrivals(draw, max_size=12, **fixed):
     return trace
 
 
-machines = st.builds(
-    MachineModel,
-    cost=st.just(COST),
-    num_layers=st.sampled_from([1, 4]),
-    max_tile_s=st.sampled_from([0.02, 1e9]),
-    decode_step_s=st.sampled_from([0.0, TICK_S, 0.5]),
-)
+def machines(**fixed):
+    """Draw a machine; a fixed field is not drawn."""
+    drawn = {
+        "num_layers": st.sampled_from([1, 4]),
+        "max_tile_s": st.sampled_from([0.02, 1e9]),
+        "decode_step_s": st.sampled_from([0.0, TICK_S, 0.5]),
+    }
+    drawn.update(_as_strategies(fixed))
+    return st.builds(MachineModel, cost=st.just(COST), **drawn)
+
+
+all_policies = tuple(POLICIES)
+
+
+def policy_of(name):
+    """Draw a policy of this name."""
+    if name == "s-edf":
+        return st.builds(SEdf, starvation_factor=st.sampled_from([1.0, 3.0, 10.0]))
+    return st.just(make_policy(name))
 
 
 def schedulers(scheduler_type, *, policies=("s-edf", "fcfs"), **fixed):
-    """Draw parameters of a scheduler; a fixed one is not drawn."""
-    policy = {
-        "s-edf": st.builds(SEdf, starvation_factor=st.sampled_from([1.0, 3.0, 10.0])),
-        "fcfs": st.just(Fcfs()),
-    }
+    """Draw parameters of a scheduler; a fixed one is not drawn, unless it is a strategy."""
     drawn = {
-        "policy": st.one_of([policy[name] for name in policies]),
+        "policy": st.one_of([policy_of(name) for name in policies]),
         "limits": st.builds(BatchLimits, max_tokens=st.sampled_from([1, 128, 1024])),
         "max_suspended": st.integers(1, 4),
         "min_preemption_gain_s": st.sampled_from([0.0, 2 * TICK_S]),
     }
-    drawn.update({name: st.just(value) for name, value in fixed.items()})
+    drawn.update(_as_strategies(fixed))
     return st.builds(scheduler_type, cost=st.just(COST), **drawn)
 
 
 def plain_schedulers(**kwargs):
     """Draw a ``PrefillScheduler``."""
     return schedulers(PrefillScheduler, **kwargs)
+
+
+def _as_strategies(fixed):
+    return {
+        name: value if isinstance(value, st.SearchStrategy) else st.just(value)
+        for name, value in fixed.items()
+    }

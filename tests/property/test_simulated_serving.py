@@ -31,7 +31,7 @@ def longest_operator_s(trace, scheduler, machine):
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler), machines)
+@given(arrivals(), schedulers(CheckedScheduler), machines())
 def test_every_request_is_prefilled_once_and_finishes_once(trace, scheduler, machine):
     """None is lost, doubled or run twice; every decision keeps the policy's order and bounds."""
     result = serve(trace, scheduler, machine)
@@ -46,7 +46,7 @@ def test_every_request_is_prefilled_once_and_finishes_once(trace, scheduler, mac
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler), machines)
+@given(arrivals(), schedulers(CheckedScheduler), machines())
 def test_rounds_are_caused_by_events(trace, scheduler, machine):
     """Never more rounds than events, and each kind of event as often as it happened."""
     statistics = serve(trace, scheduler, machine).statistics
@@ -58,7 +58,7 @@ def test_rounds_are_caused_by_events(trace, scheduler, machine):
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler), machines)
+@given(arrivals(), schedulers(CheckedScheduler), machines())
 def test_blocking_time_is_at_most_one_operator(trace, scheduler, machine):
     """Whoever has to wait for a running prefill waits for the next boundary, no longer."""
     result = serve(trace, scheduler, machine)
@@ -70,7 +70,7 @@ def test_blocking_time_is_at_most_one_operator(trace, scheduler, machine):
 @given(
     arrivals(arrival_s=0.0, num_output_tokens=1, slowdown=1.0),
     schedulers(CheckedScheduler),
-    machines,
+    machines(),
 )
 def test_no_work_is_done_twice_and_the_machine_never_idles(trace, scheduler, machine):
     """A trace that is there from the start takes exactly the time of its forward passes."""
@@ -83,7 +83,7 @@ def test_no_work_is_done_twice_and_the_machine_never_idles(trace, scheduler, mac
 @given(
     arrivals(num_output_tokens=1),
     schedulers(CheckedScheduler, policies=("s-edf",), max_suspended=16),
-    machines,
+    machines(),
 )
 def test_a_starving_request_is_overtaken_by_nobody_new(trace, scheduler, machine):
     """Past its bound a request waits only for work started before, or due earlier than itself.
@@ -100,7 +100,44 @@ def test_a_starving_request_is_overtaken_by_nobody_new(trace, scheduler, machine
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler, policies=("fcfs",)), machines)
+@given(
+    arrivals(num_output_tokens=1, slowdown=1.0),
+    schedulers(CheckedScheduler, policies=("s-edf",)),
+    machines(),
+)
+def test_a_first_token_comes_within_the_stated_bound(trace, scheduler, machine):
+    """However overloaded: a multiple of the own SLO, and work that later arrivals do not add to.
+
+    That is, batches started before, those with a head that is due earlier, and its own.
+    """
+    result = serve(trace, scheduler, machine)
+    for outcome in result.outcomes:
+        victim = outcome.request
+        starving_s = victim.arrival_s + scheduler.policy.starvation_factor * victim.slo.ttft_s
+        work_s = sum(
+            scheduler.predict_s(batch)
+            for batch, start_s in zip(scheduler.started, scheduler.started_s, strict=True)
+            if start_s <= starving_s or batch[0].deadline_s <= victim.deadline_s or victim in batch
+        )
+        assert outcome.first_token_s <= starving_s + work_s + 1e-9
+
+
+@many
+@given(
+    arrivals(num_output_tokens=1),
+    schedulers(
+        CheckedScheduler, policies=("s-edf",), max_preemptions=2, preemption_margin_s=2 * TICK_S
+    ),
+    machines(),
+)
+def test_nobody_is_preempted_more_often_than_allowed(trace, scheduler, machine):
+    """And never for less than the margin."""
+    result = serve(trace, scheduler, machine)
+    assert all(outcome.num_preemptions <= 2 for outcome in result.outcomes)
+
+
+@many
+@given(arrivals(), schedulers(CheckedScheduler, policies=("fcfs",)), machines())
 def test_fcfs_starts_heads_in_order_of_arrival_and_never_preempts(trace, scheduler, machine):
     """The baseline is what its name says."""
     result = serve(trace, scheduler, machine)
@@ -110,7 +147,7 @@ def test_fcfs_starts_heads_in_order_of_arrival_and_never_preempts(trace, schedul
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler), machines)
+@given(arrivals(), schedulers(CheckedScheduler), machines())
 def test_preemptions_are_counted_once(trace, scheduler, machine):
     """The total is the sum over batches; nothing is preempted without an arrival or a switch."""
     result = serve(trace, scheduler, machine)
@@ -120,14 +157,14 @@ def test_preemptions_are_counted_once(trace, scheduler, machine):
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler), machines)
+@given(arrivals(), schedulers(CheckedScheduler), machines())
 def test_equal_arguments_give_equal_histories(trace, scheduler, machine):
     """No clock, no randomness, no memory between runs."""
     assert serve(trace, scheduler, machine) == serve(trace, scheduler, machine)
 
 
 @many
-@given(arrivals(), schedulers(CheckedScheduler, policies=("s-edf",)), machines)
+@given(arrivals(), schedulers(CheckedScheduler, policies=("s-edf",)), machines())
 def test_decode_is_never_late_by_more_than_one_operator(trace, scheduler, machine):
     """Between two tokens of a running request lies the objective, one operator and one step."""
     result = serve(trace, scheduler, machine)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sglang_flowprefill.core.batching import BatchLimits, select_batch
+from sglang_flowprefill.core.batching import BatchLimits, Passengers, select_batch
 from sglang_flowprefill.core.predictor import PrefillCost
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_request
 
@@ -10,7 +10,8 @@ from sglang_flowprefill.testing import MS_PER_TOKEN, make_request
 def members(head, *others, now_s=0.0, max_tokens=1000, reserve_fraction=0.1, cost=MS_PER_TOKEN):
     """Return the ids of the chosen batch."""
     limits = BatchLimits(max_tokens, reserve_fraction)
-    return [r.request_id for r in select_batch(head, others, now_s, cost, limits)]
+    passengers = Passengers.in_order(others, max_tokens)
+    return [r.request_id for r in select_batch(head, passengers, now_s, cost, limits)]
 
 
 def request(request_id, num_tokens, **kwargs):

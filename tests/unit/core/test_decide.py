@@ -1,5 +1,6 @@
 """One scheduling round: from a view of the world to one decision. One token is 1 ms."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from sglang_flowprefill.core import (
     RunDecode,
     SchedulerView,
     SEdf,
+    Sjf,
     StartBatch,
     Wait,
 )
@@ -169,6 +171,64 @@ def test_a_prefill_that_outran_its_prediction_is_preempted():
     assert started(decide(scheduler, waiting=[URGENT], **running(DOCUMENT, run_s=9.0))) == [
         "urgent"
     ]
+
+
+@pytest.mark.parametrize(("num_preemptions", "preempts"), [(0, True), (2, True), (3, False)])
+def test_after_enough_preemptions_a_batch_runs_to_its_end(num_preemptions, preempts):
+    """No request makes way for ever, whatever arrives."""
+    scheduler = replace(S_EDF, max_preemptions=3)
+    view = running(DOCUMENT, run_s=1.0)
+    view["current"].num_preemptions = num_preemptions
+    assert isinstance(decide(scheduler, waiting=[URGENT], **view), StartBatch) is preempts
+
+
+@pytest.mark.parametrize(
+    ("margin_s", "deadline_gap_s", "preempts"),
+    [(0.0, 0.001, True), (0.25, 0.251, True), (0.25, 0.25, False), (0.25, 0.001, False)],
+)
+@pytest.mark.parametrize("now_s", [0.0, 5.0])
+def test_a_preemption_needs_a_margin_feasible_or_not(margin_s, deadline_gap_s, preempts, now_s):
+    """Nearly equal requests do not take turns; the margin is seconds, so no sign inverts it."""
+    scheduler = replace(S_EDF, preemption_margin_s=margin_s, policy=SEdf(math.inf))
+    current = running(make_request("current", ttft_slo_s=1.0, num_uncached_tokens=700), run_s=0.1)
+    newcomer = make_request("new", ttft_slo_s=1.0 - deadline_gap_s, num_uncached_tokens=10)
+    is_doomed = newcomer.deadline_s < now_s
+    assert is_doomed is (now_s == 5.0)
+    decision = decide(scheduler, waiting=[newcomer], now_s=now_s, **current)
+    assert isinstance(decision, StartBatch) is preempts
+
+
+def test_the_margin_is_work_where_the_policy_orders_by_work():
+    """Shortest job first preempts for what is shorter by more than the margin."""
+    scheduler = replace(S_EDF, policy=Sjf(), preemption_margin_s=0.25)
+    current = running(DOCUMENT, run_s=7.5)
+    answers = [
+        isinstance(
+            decide(scheduler, waiting=[make_request("x", num_uncached_tokens=n)], **current),
+            StartBatch,
+        )
+        for n in (240, 260)
+    ]
+    assert answers == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("run_s", "newcomer_slo_s", "preempts"),
+    [
+        (7.1, 2.0, True),  # before the last tenth, everybody better preempts
+        (7.2, 2.0, False),  # slack 1.9 s, and the end is 0.8 s away
+        (7.2, 0.89, True),  # slack 0.79 s: cannot wait
+        (8.1, 2.0, True),  # outran its prediction: nobody knows when it ends
+    ],
+)
+def test_close_to_its_end_a_batch_is_preempted_only_by_what_cannot_wait(
+    run_s, newcomer_slo_s, preempts
+):
+    """A switch that saves nobody's first token is not made; one that does, is."""
+    scheduler = replace(S_EDF, lazy_fraction=0.9)
+    newcomer = make_request("new", ttft_slo_s=newcomer_slo_s, num_uncached_tokens=100)
+    decision = decide(scheduler, waiting=[newcomer], **running(DOCUMENT, run_s=run_s))
+    assert isinstance(decision, StartBatch) is preempts
 
 
 def test_fcfs_never_preempts():

@@ -1,0 +1,19 @@
+"""Earliest deadline first: optimal while every deadline can be met, wasteful once some cannot.
+
+A doomed request keeps its place in front of those that could still make it, and dooms them too.
+"""
+
+from dataclasses import dataclass
+
+from sglang_flowprefill.core.policy import Candidate, PolicyKey
+
+
+@dataclass(frozen=True, slots=True)
+class Edf:
+    """Deadline order, whatever can still be met."""
+
+    may_preempt: bool = True
+
+    def key(self, candidate: Candidate, now_s: float) -> PolicyKey:  # noqa: ARG002 (protocol)
+        """Order by deadline, then arrival."""
+        return (candidate.deadline_s, candidate.arrival_s)

@@ -1,0 +1,16 @@
+"""First come, first served: what a plain queue does, and the ablation of everything else."""
+
+from dataclasses import dataclass
+
+from sglang_flowprefill.core.policy import Candidate, PolicyKey
+
+
+@dataclass(frozen=True, slots=True)
+class Fcfs:
+    """Arrival order, without preemption."""
+
+    may_preempt: bool = False
+
+    def key(self, candidate: Candidate, now_s: float) -> PolicyKey:  # noqa: ARG002 (protocol)
+        """Order by arrival."""
+        return (candidate.arrival_s,)

@@ -1,0 +1,24 @@
+"""Highest response ratio next: short jobs first, but waiting counts, so none starves.
+
+The ratio is (time waited + work) / work. By its definition, and as in SGLang's policy of this
+name, a job that has begun is not interrupted.
+"""
+
+from dataclasses import dataclass
+
+from sglang_flowprefill.core.policy import Candidate, PolicyKey
+
+_LEAST_WORK_S = 1e-6  # a prefill that outran its prediction has no predicted work left
+
+
+@dataclass(frozen=True, slots=True)
+class Hrrn:
+    """Highest response ratio first, without preemption."""
+
+    may_preempt: bool = False
+
+    def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
+        """Order by response ratio, highest first, then arrival."""
+        waited_s = now_s - candidate.arrival_s
+        arrival_s = candidate.arrival_s
+        return ((arrival_s - now_s) / (candidate.remaining_s or _LEAST_WORK_S), arrival_s)
