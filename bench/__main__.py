@@ -1,4 +1,4 @@
-"""``python -m bench compare|replay|urgent|generate``."""
+"""``python -m bench compare|replay|urgent|blocking|generate``."""
 
 import argparse
 import asyncio
@@ -13,6 +13,8 @@ from bench.arguments import (
     add_workload_arguments,
     workload_spec,
 )
+from bench.blocking.command import run_blocking
+from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
 from bench.urgent import add_urgent_arguments, run_urgent
@@ -67,6 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     add_urgent_arguments(urgent)
     add_server_arguments(urgent)
     _add_out(urgent, default="urgent")
+
+    blocking = commands.add_parser(
+        "blocking", help="how long the running prefill makes others wait; cost of preemption"
+    )
+    blocking.set_defaults(run=run_blocking)
+    add_blocking_arguments(blocking)
+    _add_out(blocking, default="blocking")
 
     generate = commands.add_parser("generate", help="write a workload as a trace file")
     generate.set_defaults(run=_run_generate)

@@ -14,7 +14,7 @@ from typing import Any, Self, get_args
 
 from sglang_flowprefill.errors import ConfigError
 
-POLICIES = ("s-edf", "fcfs")
+POLICIES = ("s-edf", "s-edf-paper", "edf", "sjf", "hrrn", "fcfs")
 GRANULARITIES = ("operator", "layer", "chunk", "off")
 
 FLAG_PREFIX = "--flowprefill-"
@@ -35,8 +35,10 @@ class FlowPrefillConfig:
     """
 
     policy: str = _setting(
-        "Order of prefills: s-edf (earliest deadline first among those that can still meet it) "
-        "or fcfs (arrival order, never preempts).",
+        "Order of prefills: s-edf (earliest deadline first among those that can still meet it), "
+        "s-edf-paper (the same with the published formula, which prefers the latest deadline among "
+        "those that cannot), edf (earliest deadline), sjf (least remaining work), hrrn (highest "
+        "response ratio, never preempts) or fcfs (arrival order, never preempts).",
         default="s-edf",
         choices=POLICIES,
     )
@@ -107,6 +109,17 @@ class FlowPrefillConfig:
         "A running prefill with less predicted time left than this is not preempted.",
         default=5.0,
         minimum=0.0,
+    )
+    preemption_margin_ms: float = _setting(
+        "A running prefill is preempted only by a request that would go before it even if it had "
+        "arrived, and begun, this many milliseconds earlier.",
+        default=5.0,
+        minimum=0.0,
+    )
+    max_preemptions: int = _setting(
+        "A prefill is preempted at most this many times; then it runs to its end.",
+        default=100,
+        minimum=0,
     )
     starvation_factor: float = _setting(
         "A request older than this many times its SLO goes first, whatever its class.",

@@ -61,6 +61,7 @@ class EventLoop:
         engine: The scheduler; this loop uses its primitives only.
         runner: Makes prefill forwards suspendable.
         events: What interrupts them.
+        policy_name: What the user calls the policy.
         policy: What decides.
         telemetry: Told what happens.
         memory: What a token of an unfinished prefill holds.
@@ -80,6 +81,7 @@ class EventLoop:
         engine: "FlowPrefillScheduler",
         runner: PreemptibleModelRunner,
         events: EventSource,
+        policy_name: str,
         policy: PrefillScheduler,
         telemetry: Telemetry,
         memory: MemoryPerToken,
@@ -91,6 +93,7 @@ class EventLoop:
         self._engine = engine
         self._runner = runner
         self._events = events
+        self._policy_name = policy_name
         self._policy = policy
         self._telemetry = telemetry
         self._memory = memory
@@ -134,7 +137,7 @@ class EventLoop:
     def describe(self) -> dict[str, Any]:
         """Return the statistics as plain values."""
         return {
-            "policy": type(self._policy.policy).__name__,
+            "policy": self._policy_name,
             **self._telemetry.describe(),
             "num_unfinished_prefills": len(self.cursors),
             "is_idle": self._engine.is_fully_idle(),

@@ -56,7 +56,7 @@ from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
 from sglang_flowprefill.adapter.warm_up import WarmUp
 from sglang_flowprefill.config import FlowPrefillConfig
-from sglang_flowprefill.core import POLICY_TYPES, PrefillCost, PrefillScheduler, SEdf
+from sglang_flowprefill.core import PolicyOptions, PrefillCost, PrefillScheduler, make_policy
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.executor.timeline import Timeline
 
@@ -108,6 +108,7 @@ class FlowPrefillScheduler(Scheduler):
             engine=self,
             runner=runner,
             events=events,
+            policy_name=config.policy,
             policy=_policy(config, profile.cost, str(self.device)),
             telemetry=Telemetry(Metrics(is_enabled=get_observability().enable_metrics), timeline),
             memory=runner.memory,
@@ -365,15 +366,16 @@ class FlowPrefillScheduler(Scheduler):
 
 
 def _policy(config: FlowPrefillConfig, cost: PrefillCost, device: str) -> PrefillScheduler:
-    policy_type = POLICY_TYPES[config.policy]
     device_tokens = _DEFAULT_BATCH_TOKENS.get(device, _DEFAULT_BATCH_TOKENS_ON_GPU)
     return PrefillScheduler(
-        policy=SEdf(config.starvation_factor) if policy_type is SEdf else policy_type(),
+        policy=make_policy(config.policy, PolicyOptions(config.starvation_factor)),
         cost=cost,
         limits=BatchLimits(min(config.max_batch_tokens or device_tokens, config.max_chunk_tokens)),
         max_suspended=config.max_suspended,
         max_suspended_bytes=config.suspended_memory_mb * 2**20,
         max_restarts=config.max_restarts,
+        max_preemptions=config.max_preemptions,
+        preemption_margin_s=config.preemption_margin_ms / 1000.0,
         min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
     )
 

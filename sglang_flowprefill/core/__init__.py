@@ -21,7 +21,6 @@ from sglang_flowprefill.core.events import Event, EventKind
 from sglang_flowprefill.core.memory import Release
 from sglang_flowprefill.core.policies import (
     POLICIES,
-    POLICY_TYPES,
     Edf,
     Fcfs,
     Hrrn,
@@ -44,7 +43,6 @@ from sglang_flowprefill.core.stats import ClassAttainment, SchedulerStatistics, 
 
 __all__ = [
     "POLICIES",
-    "POLICY_TYPES",
     "BatchState",
     "BlockedRequest",
     "Candidate",

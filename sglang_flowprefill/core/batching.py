@@ -69,7 +69,7 @@ class Passengers:
             if self._requests[index].num_uncached_tokens <= max_tokens:
                 return self._requests[index]
             num_skipped += 1
-            if 16 * num_skipped > len(self._heap):
+            if 64 * num_skipped > len(self._heap):
                 self._forget_longer_than(max_tokens)
                 num_skipped = 0
         return None

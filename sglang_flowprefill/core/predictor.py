@@ -61,3 +61,13 @@ class PrefillCost:
     def total_s(self, work_s: float) -> float:
         """Return the seconds of a forward pass whose requests add so much in all."""
         return max(self.base_s + work_s, self.floor_s)
+
+    def scaled(self, factor: float) -> "PrefillCost":
+        """Return the cost on a machine that takes so many times as long."""
+        return PrefillCost(
+            factor * self.base_s,
+            factor * self.per_token_s,
+            factor * self.per_attention_pair_s,
+            factor * self.floor_s,
+            factor * self.per_request_s,
+        )

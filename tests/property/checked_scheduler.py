@@ -56,16 +56,13 @@ class CheckedScheduler(PrefillScheduler):
     def _check_resume(self, decision, view, now_s):
         (chosen,) = (batch for batch in view.batches if batch.batch_id == decision.batch_id)
         member = min(chosen.requests, key=lambda r: self._rank(r, chosen.remaining_s, now_s))
-        if chosen is view.current:
-            is_kept = not self._may_be_preempted(chosen)
-            is_kept |= 0.0 < chosen.remaining_s < self.min_preemption_gain_s
-            if is_kept:
-                return
-            self._check_first(member, chosen.remaining_s, view, now_s, self.preemption_margin_s)
-            return
-        else:
+        if chosen is not view.current:
             assert view.current is None or self._may_be_preempted(view.current)
-        self._check_first(member, chosen.remaining_s, view, now_s)
+            self._check_first(member, chosen.remaining_s, view, now_s)
+        elif self._may_be_preempted(chosen) and not (
+            0.0 < chosen.remaining_s < self.min_preemption_gain_s
+        ):
+            self._check_first(member, chosen.remaining_s, view, now_s, self.preemption_margin_s)
 
     def _may_be_preempted(self, batch):
         return self.policy.may_preempt and batch.num_preemptions < self.max_preemptions

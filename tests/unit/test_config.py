@@ -11,7 +11,7 @@ from sglang_flowprefill.config import (
     flag_of,
     parse_setting,
 )
-from sglang_flowprefill.core import POLICY_TYPES
+from sglang_flowprefill.core import POLICIES as CORE_POLICIES
 from sglang_flowprefill.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def test_every_setting_explains_itself():
 
 def test_every_policy_of_the_core_can_be_chosen():
     """``config`` names the policies without importing them; the lists must agree."""
-    assert set(POLICIES) == set(POLICY_TYPES)
+    assert set(POLICIES) == set(CORE_POLICIES)
 
 
 def test_settings_cannot_be_changed():
@@ -98,7 +98,7 @@ def test_variables_with_another_meaning_are_left_alone(variable):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"policy": "edf"},
+        {"policy": "lifo"},
         {"policy": ""},
         {"default_ttft_slo_ms": 0.5},
         {"default_ttft_slo_ms": -1.0},

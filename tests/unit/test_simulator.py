@@ -163,3 +163,83 @@ def test_ids_must_be_unique():
     """Two requests of one id could not be told apart in the outcomes."""
     with pytest.raises(ValueError, match="id of its own"):
         simulate([DOCUMENT, DOCUMENT], S_EDF, MACHINE)
+
+
+# ---- memory ----
+
+
+def test_without_memory_a_prompt_waits_for_the_running_request_to_end():
+    """KV is held from the start of the prefill to the last token."""
+    machine = replace(MACHINE, num_kv_tokens=8200)
+    first = replace(DOCUMENT, num_output_tokens=11)  # holds 8,011
+    second = arrival("second", 1.0, 500, ttft_slo_s=90.0)
+    result = simulate([first, second], FCFS, machine)
+    assert result.outcomes[0].last_token_s == pytest.approx(8.0 + 10 * 0.01)
+    assert ttfts_s(result)["second"] == pytest.approx(8.1 + 0.5 - 1.0)
+    assert result.max_kv_tokens == 8011
+
+
+def test_a_dropped_prompt_starts_over_and_its_lost_time_is_counted():
+    """The urgent one finds no memory, the document loses the two seconds that it has run."""
+    machine = replace(MACHINE, num_kv_tokens=8050)
+    result = simulate([DOCUMENT, URGENT], replace(S_EDF, max_restarts=1), machine)
+    lost_s = result.statistics.lost_s
+    assert 2.0 <= lost_s <= 2.0 + 8.0 * LONGEST_OPERATOR_S
+    assert [outcome.num_restarts for outcome in result.outcomes] == [1, 0]
+    assert result.outcomes[0].request == DOCUMENT.request
+    assert ttfts_s(result)["urgent"] == pytest.approx(lost_s - 2.0 + 0.1)
+    assert ttfts_s(result)["document"] == pytest.approx(lost_s + 0.1 + 8.0)
+    assert (result.statistics.num_restarts, result.statistics.num_cancelled) == (1, 1)
+
+
+def test_a_prompt_is_dropped_no_more_often_than_allowed():
+    """After its last restart urgent prompts wait for the document's memory."""
+    machine = replace(MACHINE, num_kv_tokens=8050)
+    urgent = [replace(URGENT.request, request_id=str(i), arrival_s=i + 1.0) for i in range(4)]
+    trace = [DOCUMENT, *map(Arrival, urgent)]
+    for max_restarts in range(4):
+        result = simulate(trace, replace(S_EDF, max_restarts=max_restarts), machine)
+        assert result.outcomes[0].num_restarts == max_restarts
+        num_late = sum(ttfts_s(result)[str(i)] > 0.5 for i in range(4))
+        assert num_late == 4 - max_restarts
+
+
+def test_an_urgent_prompt_that_fits_does_not_wait_behind_a_long_one_that_does_not():
+    """Only those behind the blocked one in the order wait with it."""
+    machine = replace(MACHINE, num_kv_tokens=8200)
+    blocked = arrival("blocked", 1.0, 4000, ttft_slo_s=50.0)
+    result = simulate([DOCUMENT, blocked, URGENT], S_EDF, machine)
+    assert ttfts_s(result)["urgent"] <= 0.1 + 8.0 * LONGEST_OPERATOR_S
+    assert ttfts_s(result)["blocked"] == pytest.approx(8.1 + 4.0 - 1.0)
+
+
+def test_a_long_prompt_runs_in_chunks_and_takes_memory_as_it_goes():
+    """Its forward passes follow each other; each holds what has been computed so far."""
+    machine = replace(MACHINE, max_chunk_tokens=3000, num_kv_tokens=8001)
+    chunks = machine.chunks((DOCUMENT.request,))
+    assert [(c.num_uncached_tokens, c.num_cached_tokens) for (c,) in chunks] == [
+        (3000, 0),
+        (3000, 3000),
+        (2000, 6000),
+    ]
+    result = simulate([DOCUMENT], S_EDF, machine)
+    assert ttfts_s(result) == pytest.approx({"document": 8.0})
+    assert result.statistics.num_prefills == 1
+
+
+def test_two_prompts_that_each_hold_half_of_the_memory_both_finish():
+    """Chunks let both start; one of them has to give its half back."""
+    machine = replace(MACHINE, max_chunk_tokens=1000, num_kv_tokens=6100)
+    first = arrival("first", 0.0, 6000, ttft_slo_s=60.0)
+    second = arrival("second", 3.5, 4000, ttft_slo_s=10.0)
+    for max_restarts, num_restarts in ((0, 0), (2, 1)):
+        scheduler = replace(S_EDF, max_restarts=max_restarts)
+        result = simulate([first, second], scheduler, machine)
+        assert result.statistics.num_restarts == num_restarts
+        assert result.max_kv_tokens <= 6100
+
+
+def test_a_request_that_can_never_fit_is_refused():
+    """A server refuses it too; here it would wait for ever."""
+    with pytest.raises(ValueError, match="8000 KV slots"):
+        simulate([DOCUMENT], S_EDF, replace(MACHINE, num_kv_tokens=8000))

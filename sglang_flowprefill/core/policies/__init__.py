@@ -34,8 +34,6 @@ POLICIES: Mapping[str, Callable[[PolicyOptions], Policy]] = MappingProxyType(
         "fcfs": lambda _: Fcfs(),
     }
 )
-
-POLICY_TYPES: dict[str, type[SEdf] | type[Fcfs]] = {"s-edf": SEdf, "fcfs": Fcfs}
 """The policies that the command line offers today."""
 
 
@@ -53,7 +51,6 @@ def make_policy(name: str, options: PolicyOptions | None = None) -> Policy:
 
 __all__ = [
     "POLICIES",
-    "POLICY_TYPES",
     "Edf",
     "Fcfs",
     "Hrrn",

@@ -19,6 +19,5 @@ class Hrrn:
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
         """Order by response ratio, highest first, then arrival."""
-        waited_s = now_s - candidate.arrival_s
         arrival_s = candidate.arrival_s
         return ((arrival_s - now_s) / (candidate.remaining_s or _LEAST_WORK_S), arrival_s)

@@ -4,10 +4,11 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from fake_sglang import FakeSGLang
-from timelines import TimelineServer
+from timelines import TimelineServer, timeline_of
 
 from bench import __main__ as command_line
 from bench.blocking import command, sending
@@ -93,9 +94,9 @@ def test_one_part_can_be_measured_alone(started, tmp_path):
     assert [name for name, _ in started] == ["flowprefill"]
 
 
-def test_timeline_of_another_time_is_refused(started, tmp_path, monkeypatch):
+def test_timeline_without_the_prompts_is_refused(started, tmp_path, monkeypatch):
     """A server whose clock is not the client's would give numbers out of nowhere."""
-    monkeypatch.setattr(sending.time, "monotonic", lambda: -1.0)
+    monkeypatch.setattr(command, "read_timeline", lambda _path: timeline_of())
     with pytest.raises(BenchError, match="clock"):
         run(f"{TINY} --parts blocking --granularities operator --out {tmp_path}")
 
@@ -103,11 +104,10 @@ def test_timeline_of_another_time_is_refused(started, tmp_path, monkeypatch):
 def test_machine_with_two_clocks_is_refused(monkeypatch):
     """Client and server compare times, which must come from one clock."""
 
-    class _Info:
-        implementation = property(lambda self: str(id(self)))
+    def get_clock_info(name):
+        return SimpleNamespace(implementation=name)
 
-    infos = {"perf_counter": _Info(), "monotonic": _Info()}
-    monkeypatch.setattr(sending.time, "get_clock_info", infos.__getitem__)
+    monkeypatch.setattr(sending.time, "get_clock_info", get_clock_info)
     with pytest.raises(UsageError, match="one clock"):
         sending.require_shared_clock()
 

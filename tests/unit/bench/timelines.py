@@ -61,7 +61,8 @@ class TimelineServer:
     Args:
         path: Of the trace.
         operator_s: Seconds of an operator.
-        preempts: Whether an urgent prompt (one operator) interrupts a long one.
+        preempts: Whether an urgent prompt (one operator) interrupts a long one; if not, there are
+            no boundaries either.
     """
 
     def __init__(self, path: Path, operator_s: float = 0.002, *, preempts: bool = True) -> None:
@@ -106,8 +107,9 @@ class TimelineServer:
         self.timeline.on_resume(job.batch_id, f"r{job.batch_id}", time.monotonic(), reason="-")
         quiet_s = time.monotonic()
         while job.num_left:
-            self.timeline.on_boundary("operator")
             now_s = time.monotonic()
+            if self._preempts:
+                self.timeline.on_boundary("operator")
             if self._preempts and self._events and not job.is_urgent:
                 self.timeline.on_yield(
                     job.batch_id, now_s, causes=["arrival"], blocking_s=now_s - quiet_s

@@ -1,0 +1,1 @@
+"""``python -m bench blocking``: blocking time, cost of a suspension, throughput tax."""
