@@ -129,10 +129,9 @@ class PreemptibleModelRunner:
             is_active=lambda: self.checkpoint.cursor is not None,
             synchronize=self.checkpoint.drain,
         )
-        if granularity == "operator":
-            _add_tiled_modules(self._tiling, model, operators)
-            if isinstance(self._backend, TiledTorchNativeBackend):
-                self._backend.reach = lambda: self.checkpoint.reach("attention tile")
+        _add_tiled_modules(self._tiling, model, operators)
+        if isinstance(self._backend, TiledTorchNativeBackend):
+            self._backend.reach = lambda: self.checkpoint.reach("attention tile")
 
     def cursor(
         self, run: Callable[[], Any], *, is_preemptible: bool = True, is_bounded: bool = True
@@ -160,14 +159,15 @@ class PreemptibleModelRunner:
     def limit_operators(
         self, seconds_per_row: Mapping[str, float], cost: PrefillCost, max_operator_s: float
     ) -> None:
-        """Run operators that would take longer in tiles.
+        """Run operators that would take longer in tiles, at granularity ``operator``.
 
         Args:
             seconds_per_row: As measured, by family of modules.
             cost: Predictor of whole prefills; tells the time of attention.
             max_operator_s: Seconds of a tile; 0: operators stay whole.
         """
-        limit_s = max_operator_s or math.inf
+        limit_s = max_operator_s if self._granularity == "operator" else 0.0
+        limit_s = limit_s or math.inf
         self._tiling.limit(seconds_per_row, limit_s)
         if isinstance(self._backend, TiledTorchNativeBackend):
             pair_s = cost.per_attention_pair_s / self.num_layers
