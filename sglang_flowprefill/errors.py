@@ -6,6 +6,8 @@ FlowPrefillError
 ├── SloError                 a request asks for an impossible SLO: HTTP 400, also a ValueError
 ├── IllegalTransitionError   a prefill batch was driven through an impossible change: a bug here
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
+├── RankError                a tensor-parallel rank ended, fell silent or is out of step: stops the
+│                            server
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
@@ -54,6 +56,10 @@ class IllegalTransitionError(FlowPrefillError):
 
 class CursorError(FlowPrefillError):
     """An operator cursor was misused, or its inputs changed while it was suspended."""
+
+
+class RankError(FlowPrefillError):
+    """The ranks of a tensor-parallel server can no longer act as one."""
 
 
 class ModelConversionError(FlowPrefillError):

@@ -43,7 +43,7 @@ def _serve(arguments: list[str]) -> None:
         model_path = str(embedded_model_path(dtype))
         arguments += ["--model-path", model_path]
     if is_cpu_only():
-        for name, value in cpu_environment(model_path).items():
+        for name, value in cpu_environment(model_path, _num_ranks(asked, in_file)).items():
             os.environ.setdefault(name, value)
         # SGLang lets the command line beat the file: what the file says is not defaulted.
         arguments += cpu_server_defaults([*arguments, *(f"--{name}" for name in in_file)])
@@ -64,6 +64,7 @@ def _asked_for(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     parser.add_argument("--model-path", "--model")
     parser.add_argument("--dtype")
+    parser.add_argument("--tp-size", "--tensor-parallel-size", "--tp")
     parser.add_argument("--config")
     parser.add_argument("-h", "--help", action="store_true")
     return parser.parse_known_args(arguments)[0]
@@ -82,6 +83,14 @@ def _settings_in(config_file: str | None) -> dict[str, Any]:
         return {}
     settings = parsed if isinstance(parsed, dict) else {}
     return {str(name).replace("_", "-"): value for name, value in settings.items()}
+
+
+def _num_ranks(asked: argparse.Namespace, in_file: dict[str, Any]) -> int:
+    """Return the tensor-parallel size; what is no number SGLang's parser will refuse."""
+    names = ("tp-size", "tensor-parallel-size", "tp")
+    given = [asked.tp_size, *(in_file.get(name) for name in names)]
+    text = str(next((value for value in given if value is not None), 1))
+    return int(text) if text.isdecimal() else 1
 
 
 def _announce(url: str, model_path: str) -> None:

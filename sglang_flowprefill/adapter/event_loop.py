@@ -5,6 +5,10 @@
 Carrying out a decision means running a prefill until it ends or an event interrupts it, running
 one decode step, or sleeping. Between two passes every started prefill is suspended, and all of
 them are in ``cursors``: nothing else in the process remembers them.
+
+With tensor parallelism every rank runs this loop and makes the same passes. What depends on a
+clock or a socket, which is every decision, goes through ``Ranks.agree``; a batch keeps its id on
+all ranks. Followers count events and time too, and nobody reads it.
 """
 
 import logging
@@ -41,7 +45,7 @@ from sglang_flowprefill.core import (
     StartBatch,
     Wait,
 )
-from sglang_flowprefill.executor import Cursor
+from sglang_flowprefill.executor import Cursor, Ranks
 
 if TYPE_CHECKING:
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler
@@ -64,6 +68,7 @@ class EventLoop:
         policy_name: What the user calls the policy.
         policy: What decides.
         telemetry: Told what happens.
+        ranks: The ranks of the server; this one decides if it leads.
         memory: What a token of an unfinished prefill holds.
         tpot_slo_s: A decode step is due this many seconds after the last.
         unchecked_s: A prefill predicted to take no longer passes its boundaries without looking
@@ -84,6 +89,7 @@ class EventLoop:
         policy_name: str,
         policy: PrefillScheduler,
         telemetry: Telemetry,
+        ranks: Ranks,
         memory: MemoryPerToken,
         tpot_slo_s: float,
         unchecked_s: float,
@@ -96,6 +102,7 @@ class EventLoop:
         self._policy_name = policy_name
         self._policy = policy
         self._telemetry = telemetry
+        self._ranks = ranks
         self._memory = memory
         self._tpot_slo_s = tpot_slo_s
         self._unchecked_s = unchecked_s
@@ -124,8 +131,10 @@ class EventLoop:
                 engine._record_scheduler_state_for_paused_engine()
                 self._events.wait(_IDLE_WAIT_S)
                 continue
-            if self._new_events:
-                self._follow(self._run_round())
+            decision = self._ranks.agree(self._decide)
+            self._new_events.clear()
+            if decision is not None:
+                self._follow(decision)
             self._carry_out(self._decision)
             if envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get():
                 engine.invariant_checker.self_check_during_busy()
@@ -163,6 +172,9 @@ class EventLoop:
 
     # ---- rounds ----
 
+    def _decide(self) -> Decision | None:
+        return self._run_round() if self._new_events else None
+
     def _run_round(self) -> Decision:
         """Decide once, for all events since the last round."""
         if any(e.kind in _FREES_MEMORY for e in self._new_events):
@@ -170,7 +182,6 @@ class EventLoop:
         now_s, view = self._clock(), self._view()
         decision = self._policy.decide(view, now_s)
         self._telemetry.on_round(self._new_events, decision, view, now_s)
-        self._new_events.clear()
         logger.debug("FlowPrefill: %s", decision)
         return decision
 
@@ -202,7 +213,7 @@ class EventLoop:
 
     def _decide_without_memory(self) -> None:
         """Ask the policy once more, now that it can see who found no memory."""
-        self._follow(self._policy.decide(self._view(), self._clock()))
+        self._follow(self._ranks.agree(lambda: self._policy.decide(self._view(), self._clock())))
 
     def _releases(self) -> list[Release]:
         """Predict what running requests give back: at the latest when they reach their limit."""
@@ -239,8 +250,9 @@ class EventLoop:
 
     def _start(self, decision: StartBatch) -> None:
         """Form the batch and run it; without memory for its head, decide again."""
-        by_id = {id(prefill_request(req)): req for req in self._engine.waiting_queue}
-        reqs = [by_id[id(request)] for request in decision.requests]
+        # By name: on a follower the decision holds copies of the leader's requests.
+        waiting = {prefill_request(req).request_id: req for req in self._engine.waiting_queue}
+        reqs = [waiting[request.request_id] for request in decision.requests]
         batch = self._engine.form_prefill_batch(reqs)
         if batch is None:
             self._blocked = BlockedRequest(decision.requests[0], self._engine.num_missing_tokens)
@@ -287,7 +299,12 @@ class EventLoop:
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
         self._arm_timer()
-        if self._run_slice(cursor, reason):
+        is_finished = self._run_slice(cursor, reason)
+        if self._checks_cursors:
+            assert cursor.execution is not None
+            where = (cursor.prefill.batch_id, cursor.execution.num_boundaries, is_finished)
+            self._ranks.require_equal("batch, boundary and end of a slice", where)
+        if is_finished:
             self._end_forward(cursor)
         else:
             now_s = self._clock()
@@ -402,7 +419,9 @@ class EventLoop:
         Returns:
             False if there is none that may be dropped.
         """
-        batch_id = self._policy.choose_victim(self._view(), self._clock())
+        batch_id = self._ranks.agree(
+            lambda: self._policy.choose_victim(self._view(), self._clock())
+        )
         if batch_id is None:
             return False
         self._restart(self.cursors[batch_id], "decode needs memory")

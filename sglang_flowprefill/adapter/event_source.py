@@ -14,7 +14,8 @@ class EventSource:
     """Watches sockets and one wake-up time.
 
     Args:
-        sockets: The scheduler's input sockets; empty on ranks that have none.
+        sockets: The scheduler's input sockets; empty on tensor-parallel followers, whose events
+            all reach them through the leader.
 
     Attributes:
         last_quiet_s: When it last saw nothing to do.
@@ -53,7 +54,12 @@ class EventSource:
         return False
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until a message comes; return False if the timeout came first."""
+        """Sleep until a message comes; return False if the timeout came first.
+
+        Without sockets return at once: a follower waits in the loop's next broadcast instead.
+        """
+        if not self._sockets:
+            return False
         return bool(self._poller.poll(timeout_s * 1000))
 
 

@@ -88,6 +88,7 @@ class PreemptibleModelRunner:
         granularity: Where boundaries are: operator, layer, chunk or off (the last two: nowhere
             inside a forward pass).
         run_ahead: Operators that may be launched and unfinished on an asynchronous device.
+        asks_once: Call ``should_yield`` exactly once at each boundary, on any device.
 
     Attributes:
         num_boundaries: Boundaries installed.
@@ -106,10 +107,14 @@ class PreemptibleModelRunner:
         should_yield: Callable[[], bool],
         granularity: str = "operator",
         run_ahead: int = 1,
+        *,
+        asks_once: bool = False,
     ) -> None:
         model = model_runner.model
         device = str(model_runner.device)
-        self.checkpoint = Checkpoint(should_yield, RunAhead(device_named(device), run_ahead))
+        self.checkpoint = Checkpoint(
+            should_yield, RunAhead(device_named(device), run_ahead), asks_once=asks_once
+        )
         self.num_layers = int(model_runner.model_config.num_hidden_layers)
         self._granularity = granularity
         self._attention = AttentionState(model_runner.attn_backend)

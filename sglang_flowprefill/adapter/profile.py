@@ -17,7 +17,7 @@ import msgspec
 
 from sglang_flowprefill.cache import cache_folder
 from sglang_flowprefill.core import PrefillCost
-from sglang_flowprefill.executor import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.executor import ProfileSample, Ranks, fit_prefill_cost
 from sglang_flowprefill.kernels.cpu.native import load_native
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,11 @@ class _CachedProfile(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def prefill_profile(
-    key: Mapping[str, str], max_tokens: int, measures: Measures, cache_dir: str | None
+    key: Mapping[str, str],
+    max_tokens: int,
+    measures: Measures,
+    cache_dir: str | None,
+    ranks: Ranks,
 ) -> Profile:
     """Return the profile of this machine and model, from the cache or by measuring now.
 
@@ -71,13 +75,17 @@ def prefill_profile(
         max_tokens: Longest prompt that may be measured.
         measures: Runs prefills.
         cache_dir: Folder of cached profiles, None for the default one.
+        ranks: All measure or none does, and all take the leader's times: they decide where the
+            tiles lie.
     """
     key = {**key, "machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
     path = _cache_path(key, Path(cache_dir) if cache_dir else cache_folder() / "profiles")
-    cached = _read(path, key)
+    cached = ranks.agree(lambda: _read(path, key))
     if cached is None:
-        cached = _CachedProfile(_FORMAT_VERSION, dict(key), *_measure(max_tokens, measures))
-        _write(path, cached)
+        own = _CachedProfile(_FORMAT_VERSION, dict(key), *_measure(max_tokens, measures))
+        cached = ranks.agree(lambda: own)
+        if ranks.is_leader:
+            _write(path, cached)
     cost = fit_prefill_cost(cached.samples)
     logger.info(
         "FlowPrefill: prefill of n tokens predicted as %.1f ms + %.3f ms n + %.3f us n^2/2",
@@ -152,12 +160,13 @@ def _cpu_model() -> str:
     return f"{next(names, 'unknown')} x {os.cpu_count()}"
 
 
-def profile_key(model_runner: Any, max_chunk_tokens: int | None) -> dict[str, str]:
+def profile_key(model_runner: Any, max_chunk_tokens: int | None, num_ranks: int) -> dict[str, str]:
     """Describe what prefill times depend on, apart from the machine.
 
     Args:
         model_runner: SGLang's ``ModelRunner``.
         max_chunk_tokens: Tokens of a forward pass at most.
+        num_ranks: Tensor-parallel size.
     """
     config = model_runner.model_config
     native = load_native() if str(model_runner.device) == "cpu" else None
@@ -169,5 +178,6 @@ def profile_key(model_runner: Any, max_chunk_tokens: int | None) -> dict[str, st
         "num_parameters": str(sum(p.numel() for p in model_runner.model.parameters())),
         "dtype": str(model_runner.dtype),
         "device": str(model_runner.device),
+        "num_ranks": str(num_ranks),
         "attention_backend": type(model_runner.attn_backend).__name__,
     }

@@ -58,6 +58,7 @@ from sglang_flowprefill.adapter.warm_up import WarmUp
 from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import PolicyOptions, PrefillCost, PrefillScheduler, make_policy
 from sglang_flowprefill.core.batching import BatchLimits
+from sglang_flowprefill.executor import Ranks
 from sglang_flowprefill.executor.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -90,30 +91,42 @@ class FlowPrefillScheduler(Scheduler):
         require_supported_scheduler(self)
         self._max_chunk_tokens = None if config.granularity == "off" else config.max_chunk_tokens
         self._default_slo = slo_classes_of(server_args).default
+        group = self.tp_group
+        ranks = self._ranks = Ranks(group.rank_in_group, group.world_size, group.cpu_group)
+        channels = self.ipc_channels
         events = (StressEventSource if config.stress else EventSource)(
-            [self.ipc_channels.recv_from_tokenizer, self.ipc_channels.recv_from_rpc]
+            [channels.recv_from_tokenizer, channels.recv_from_rpc] if ranks.is_leader else []
         )
         runner = PreemptibleModelRunner(
-            self.tp_worker.model_runner, events.has_event, config.granularity, config.run_ahead
+            self.tp_worker.model_runner,
+            ranks.agreed_yield(events.has_event),
+            config.granularity,
+            config.run_ahead,
+            asks_once=ranks.size > 1,
         )
         with DynamicGradMode():
             profile = self._profile(runner, config.profile_cache_dir)
         runner.limit_operators(
             profile.operator_seconds_per_row, profile.cost, config.max_operator_ms / 1000.0
         )
-        timeline = Timeline(Path(config.trace), scheduler_clock_s) if config.trace else None
+        traces = config.trace and ranks.is_leader
+        timeline = Timeline(Path(config.trace), scheduler_clock_s) if traces else None
         if timeline is not None:
             runner.checkpoint.observer = timeline.on_boundary
+        reports = get_observability().enable_metrics and ranks.is_leader
+        # Followers would judge by a prediction of their own; all of them ask everywhere.
+        checks_all = config.stress or ranks.size > 1
         self._loop = (StressEventLoop if config.stress else EventLoop)(
             engine=self,
             runner=runner,
             events=events,
             policy_name=config.policy,
             policy=_policy(config, profile.cost, str(self.device)),
-            telemetry=Telemetry(Metrics(is_enabled=get_observability().enable_metrics), timeline),
+            telemetry=Telemetry(Metrics(is_enabled=reports), timeline),
+            ranks=ranks,
             memory=runner.memory,
             tpot_slo_s=config.tpot_slo_ms / 1000.0,
-            unchecked_s=0.0 if config.stress else config.min_preemption_gain_ms / 1000.0,
+            unchecked_s=0.0 if checks_all else config.min_preemption_gain_ms / 1000.0,
             checks_cursors=config.check_cursors,
         )
         logger.info(
@@ -127,19 +140,29 @@ class FlowPrefillScheduler(Scheduler):
 
     def _profile(self, runner: PreemptibleModelRunner, cache_dir: str | None) -> Profile:
         """Warm the model up, check that its boundaries fire, and fetch or measure its costs."""
+        key = profile_key(self.tp_worker.model_runner, self._max_chunk_tokens, self._ranks.size)
+        shape = (runner.num_boundaries, key["kernels"])
+        self._ranks.require_equal("number of boundaries and kernels", shape)
         warm_up = WarmUp(self, runner)
         warm_up.check_boundaries(_WARM_UP_TOKENS)
         max_tokens = min(self.max_req_input_len, self.max_total_num_tokens // 2)
-        key = profile_key(self.tp_worker.model_runner, self._max_chunk_tokens)
-        return prefill_profile(key, max_tokens, warm_up, cache_dir)
+        return prefill_profile(key, max_tokens, warm_up, cache_dir, self._ranks)
 
     # ---- the loop ----
 
     @DynamicGradMode()
     def event_loop_normal(self) -> None:
-        """Serve until shutdown, driven by events."""
+        """Serve until shutdown, driven by events.
+
+        Raises:
+            RankError: Another tensor-parallel rank has ended.
+        """
         assert self._loop is not None
-        self._loop.run()
+        try:
+            self._loop.run()
+        except RuntimeError:  # what a collective raises when its connection breaks
+            self._ranks.require_peers_alive()
+            raise
 
     def event_loop_overlap(self) -> None:
         """Never serve with the stock loop by accident: overlap is switched off at start-up."""

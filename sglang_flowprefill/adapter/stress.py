@@ -24,6 +24,7 @@ class StressEventLoop(EventLoop):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._is_decode_turn = False
+        self._line: list[int] = []
 
     def _collect_events(self) -> None:
         super()._collect_events()
@@ -38,9 +39,15 @@ class StressEventLoop(EventLoop):
         waiting = self._view().waiting
         if waiting and not self._is_blocked:
             return StartBatch((waiting[0],), "stress: whoever waits")
-        runnable = [c.prefill for c in self.cursors.values() if not c.prefill.num_missing_tokens]
+        runnable = [i for i, c in self.cursors.items() if not c.prefill.num_missing_tokens]
         if runnable and not isinstance(decision, DropBatches):
-            batch_id = runnable[0].batch_id
-            self.cursors[batch_id] = self.cursors.pop(batch_id)  # to the end of the line
-            return ResumeBatch(batch_id, "stress: the longest unserved")
+            return ResumeBatch(self._next_in_line(runnable), "stress: the longest unserved")
         return decision
+
+    def _next_in_line(self, batch_ids: list[int]) -> int:
+        """Return whose turn it is, and send it to the end of the line."""
+        served = [batch_id for batch_id in self._line if batch_id in self.cursors]
+        unserved = [batch_id for batch_id in self.cursors if batch_id not in served]
+        batch_id = next(i for i in [*unserved, *served] if i in batch_ids)
+        self._line = [i for i in served if i != batch_id] + [batch_id]
+        return batch_id

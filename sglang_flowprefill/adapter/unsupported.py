@@ -39,21 +39,20 @@ def _not_in(*harmless: Any) -> Callable[[Any], bool]:
     return lambda value: value not in harmless
 
 
-_MULTI_RANK = "all ranks would have to stop at the same operator, which is not built yet"
+_OTHER_RANKS = "only tensor-parallel ranks are made to stop at the same operator"
 _OTHER_LOOP = "it brings an event loop of its own"
 _OWN_STATE = "it keeps per-forward state that a suspended prefill would find overwritten"
 _ORDER = "it decides about prefill order or pauses itself"
 
 UNSUPPORTED_FEATURES = (
-    UnsupportedFeature("tp_size", _above_one, _MULTI_RANK),
-    UnsupportedFeature("nnodes", _above_one, _MULTI_RANK),
+    UnsupportedFeature("nnodes", _above_one, "ranks agree through memory that they share"),
     UnsupportedFeature("pp_size", _above_one, _OTHER_LOOP),
-    UnsupportedFeature("ep_size", _above_one, _MULTI_RANK),
-    UnsupportedFeature("attn_dp_size", _above_one, _MULTI_RANK),
-    UnsupportedFeature("attn_cp_size", _above_one, _MULTI_RANK),
-    UnsupportedFeature("dcp_size", _above_one, _MULTI_RANK),
-    UnsupportedFeature("enable_dp_attention", bool, _MULTI_RANK),
-    UnsupportedFeature("moe_a2a_backend", _not_in("none", None), _MULTI_RANK),
+    UnsupportedFeature("ep_size", _above_one, _OTHER_RANKS),
+    UnsupportedFeature("attn_dp_size", _above_one, _OTHER_RANKS),
+    UnsupportedFeature("attn_cp_size", _above_one, _OTHER_RANKS),
+    UnsupportedFeature("dcp_size", _above_one, _OTHER_RANKS),
+    UnsupportedFeature("enable_dp_attention", bool, _OTHER_RANKS),
+    UnsupportedFeature("moe_a2a_backend", _not_in("none", None), _OTHER_RANKS),
     UnsupportedFeature("disaggregation_mode", _not_in("null", None), _OTHER_LOOP),
     UnsupportedFeature("enable_pd_role_switch", bool, _OTHER_LOOP),
     UnsupportedFeature("enable_pdmux", bool, _OTHER_LOOP),

@@ -6,7 +6,7 @@ imports torch or sglang, because environment variables must be set before either
 
 import ctypes
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -51,7 +51,7 @@ def is_cpu_only() -> bool:
     return _is_torch_built_for_cpu() or not _has_gpu_driver()
 
 
-def cpu_environment(model_path: str | None = None) -> dict[str, str]:
+def cpu_environment(model_path: str | None = None, num_ranks: int = 1) -> dict[str, str]:
     """Return the environment variables to default before SGLang is imported.
 
     Meant for ``os.environ.setdefault``: what the user exported wins.
@@ -60,6 +60,7 @@ def cpu_environment(model_path: str | None = None) -> dict[str, str]:
         model_path: As given to SGLang. For a folder the hub is switched off, since nothing has
             to be fetched, and every look-up of an optional file would cost a time-out on a
             machine without a network. A hub name, or None, leaves the hub alone.
+        num_ranks: Tensor-parallel size. Several ranks share this process's cores evenly.
     """
     environment = {
         CPU_ENGINE_VARIABLE: "1",
@@ -72,7 +73,32 @@ def cpu_environment(model_path: str | None = None) -> dict[str, str]:
     }
     if model_path is not None and Path(model_path).expanduser().is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
+    if num_ranks > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        # SGLang binds by this where it has AMX or ARM kernels, and refuses more ranks than NUMA
+        # nodes without it. Elsewhere torch reads its number of threads from the second.
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = cores_by_rank(cores, num_ranks)
+        environment["OMP_NUM_THREADS"] = str(max(1, len(cores) // num_ranks))
     return environment
+
+
+def cores_by_rank(cores: Sequence[int], num_ranks: int) -> str:
+    """Deal cores out to ranks, neighbours together, in the notation of SGLang.
+
+    Remaining cores are left out, so that no rank waits for one with fewer. With more ranks than
+    cores, several ranks share one.
+
+    >>> cores_by_rank([0, 1, 2, 3, 4], 2)
+    '0,1|2,3'
+    >>> cores_by_rank([0, 1], 3)
+    '0|1|0'
+    """
+    num_each = max(1, len(cores) // num_ranks)
+    ranks = [
+        [cores[(rank * num_each + index) % len(cores)] for index in range(num_each)]
+        for rank in range(num_ranks)
+    ]
+    return "|".join(",".join(map(str, group)) for group in ranks)
 
 
 def cpu_server_defaults(flags: Collection[str]) -> list[str]:

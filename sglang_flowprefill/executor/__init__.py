@@ -18,6 +18,7 @@ from sglang_flowprefill.executor.operators import (
     uncovered_modules,
 )
 from sglang_flowprefill.executor.profile import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.executor.ranks import Ranks
 from sglang_flowprefill.executor.run_ahead import RunAhead
 from sglang_flowprefill.executor.tiling import RowTiling
 
@@ -26,6 +27,7 @@ __all__ = [
     "Cursor",
     "Operator",
     "ProfileSample",
+    "Ranks",
     "RowTiling",
     "RunAhead",
     "SwitchState",

@@ -22,14 +22,23 @@ class Checkpoint:
         should_yield: Tells whether the scheduler wants control. Called at every boundary of a
             running cursor, so it must cost microseconds.
         run_ahead: Bounds how far the host launches ahead; None on a synchronous device.
+        asks_once: Call ``should_yield`` exactly once at each boundary. Otherwise an asynchronous
+            device is waited for while asking again and again.
 
     Attributes:
         observer: Told the name of every operator that a running cursor is about to start.
     """
 
-    def __init__(self, should_yield: Callable[[], bool], run_ahead: RunAhead | None = None) -> None:
+    def __init__(
+        self,
+        should_yield: Callable[[], bool],
+        run_ahead: RunAhead | None = None,
+        *,
+        asks_once: bool = False,
+    ) -> None:
         self._should_yield = should_yield
         self._run_ahead = run_ahead if run_ahead is not None and run_ahead.is_possible else None
+        self._asks_once = asks_once
         self._cursor: Cursor[Any] | None = None
         self.observer: Callable[[str], None] | None = None
 
@@ -56,6 +65,12 @@ class Checkpoint:
             if self._wants_control():
                 cursor.suspend()
             return
+        if self._asks_once:
+            self._run_ahead.reach_boundary(_never)
+            if self._wants_control():
+                cursor.suspend()
+                self._run_ahead.wait_for_room(_never)
+            return
         must_suspend = self._run_ahead.reach_boundary(self._wants_control)
         while must_suspend:
             cursor.suspend()
@@ -81,3 +96,7 @@ class Checkpoint:
     def _wants_control(self) -> bool:
         cursor = self._cursor
         return cursor is not None and cursor.is_preemptible and self._should_yield()
+
+
+def _never() -> bool:
+    return False

@@ -78,7 +78,14 @@ def generate_body(input_ids: list[int], num_output_tokens: int = 1, **fields: An
 
 
 @contextlib.contextmanager
-def serving(system: str, folder: Path, *flags: str, dtype: str = "float32") -> Iterator[Server]:
+def serving(
+    system: str,
+    folder: Path,
+    *flags: str,
+    dtype: str = "float32",
+    model_path: str | None = None,
+    **variables: str,
+) -> Iterator[Server]:
     """Run a server of the bench's making until the block ends.
 
     Args:
@@ -86,16 +93,22 @@ def serving(system: str, folder: Path, *flags: str, dtype: str = "float32") -> I
         folder: Takes the log.
         flags: Added to the command line.
         dtype: float32 by default, since bfloat16 results depend on batching.
+        model_path: None for the embedded model.
+        variables: Added to the environment.
     """
-    options = ServerOptions(dtype=dtype, use_radix_cache=True, flags=flags)
+    options = ServerOptions(model_path, dtype=dtype, use_radix_cache=True, flags=flags)
     port = free_port()
     launch = plan_launch(system, options, port)
     log = folder / f"{system}-{port}.log"
-    environment = launch.environment() | {
-        # SGLang's own leak checks, as strict as they get: a leak ends the server.
-        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
-    }
+    environment = (
+        launch.environment()
+        | variables
+        | {
+            # SGLang's own leak checks, as strict as they get: a leak ends the server.
+            "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+            "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+        }
+    )
     with log.open("wb") as output:
         process = subprocess.Popen(
             launch.command,

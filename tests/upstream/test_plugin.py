@@ -66,7 +66,7 @@ def test_wrong_sglang_version_stops_the_start():
 
 UNUSABLE = {
     "--chunked-prefill-size 2048": "--chunked-prefill-size 2048",
-    "--tp-size 2": "--tp-size 2",
+    "--nnodes 2": "--nnodes 2",
     "--schedule-policy lpm": "--schedule-policy lpm",
     "--flowprefill-policy magic": "choose one of s-edf, fcfs",
     "--flowprefill-max-suspended 0": "--flowprefill-max-suspended",

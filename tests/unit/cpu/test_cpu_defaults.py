@@ -3,7 +3,12 @@
 import pytest
 
 from sglang_flowprefill.cpu import defaults
-from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults, is_cpu_only
+from sglang_flowprefill.cpu.defaults import (
+    cores_by_rank,
+    cpu_environment,
+    cpu_server_defaults,
+    is_cpu_only,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +78,21 @@ def test_the_hub_is_switched_off_for_a_local_model_only(tmp_path):
     assert "HF_HUB_OFFLINE" not in cpu_environment("org/model")
     assert "HF_HUB_OFFLINE" not in cpu_environment()
     assert cpu_environment()["SGLANG_USE_CPU_ENGINE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_ranks", "expected"),
+    [(4, 2, "0,1|2,3"), (5, 2, "0,1|2,3"), (2, 2, "0|1"), (1, 3, "0|0|0"), (2, 3, "0|1|0")],
+)
+def test_ranks_get_equally_many_cores(num_cores, num_ranks, expected):
+    """No rank has fewer cores than another; too few cores are shared."""
+    assert cores_by_rank(range(num_cores), num_ranks) == expected
+
+
+def test_several_ranks_share_the_cores_of_the_process(monkeypatch):
+    """Cores that the process may not use are nobody's; a single rank is left to SGLang."""
+    monkeypatch.setattr(defaults.os, "sched_getaffinity", lambda _pid: {7, 4, 5, 6})
+    environment = cpu_environment(num_ranks=2)
+    assert environment["SGLANG_CPU_OMP_THREADS_BIND"] == "4,5|6,7"
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert not {"SGLANG_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"} & cpu_environment().keys()

@@ -20,12 +20,12 @@ from sglang_flowprefill.testing import FakeEngineState
 class Machine:
     """A host with a device and a scheduler that wants control when ``arrival`` is set."""
 
-    def __init__(self, device, max_in_flight):
+    def __init__(self, device, max_in_flight, **kwargs):
         self.device = device
         self.arrival = False
         self.num_polls = 0
         self.run_ahead = RunAhead(device, max_in_flight)
-        self.checkpoint = Checkpoint(self.should_yield, self.run_ahead)
+        self.checkpoint = Checkpoint(self.should_yield, self.run_ahead, **kwargs)
 
     def should_yield(self):
         """Tell whether somebody arrived."""
@@ -64,6 +64,24 @@ def device():
     """Return a device that stands still until the host waits for it."""
     with AsynchronousDevice() as device:
         yield device
+
+
+# ---- several ranks ----
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 3])
+def test_asking_once_is_the_same_on_all_ranks(device, max_in_flight):
+    """However long the device takes, each boundary asks once, and the bound holds all the same."""
+    machine = Machine(device, max_in_flight, asks_once=True)
+    machine.arrive_while_waiting()
+    cursor = machine.cursor(machine.launching(8))
+    num_slices = 1
+    while not cursor.resume():
+        num_slices += 1
+        machine.arrival = num_slices < 4
+    assert machine.num_polls == cursor.num_boundaries == 8
+    assert num_slices == 4
+    assert device.most_in_flight == max_in_flight
 
 
 # ---- the bound ----
