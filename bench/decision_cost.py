@@ -7,7 +7,8 @@ Calls ``PrefillScheduler.decide`` on made-up queues; no server, no model. Three 
 * *first round*: the queue has never been seen before. Each request pays this once in its life,
   when its prefill is first predicted.
 
-The smallest of several repeats counts: other processes only ever add time.
+Time is that of the processor, and the smallest of several repeats counts: other processes only
+ever add to it.
 """
 
 import argparse
@@ -76,7 +77,7 @@ def measure(
     policy_name: str,
     num_waiting: int,
     num_repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.thread_time,
 ) -> DecisionCost:
     """Time the rounds of one policy over one queue."""
     queue = make_queue(num_waiting)

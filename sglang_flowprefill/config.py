@@ -15,6 +15,7 @@ from typing import Any, Self, get_args
 from sglang_flowprefill.errors import ConfigError
 
 POLICIES = ("s-edf", "s-edf-paper", "edf", "sjf", "hrrn", "fcfs")
+ADMISSION_MODES = ("off", "reject", "degrade")
 GRANULARITIES = ("operator", "layer", "chunk", "off")
 
 FLAG_PREFIX = "--flowprefill-"
@@ -52,10 +53,28 @@ class FlowPrefillConfig:
         default=None,
     )
     tpot_slo_ms: float = _setting(
-        "A decode step runs inside a long prefill once this many milliseconds have passed since "
-        "the last one.",
-        default=200.0,
+        "Objective in milliseconds from one token to the next, of a request that names none: "
+        "while prefills run, decode steps run inside them in time for it.",
+        default=100.0,
         minimum=1.0,
+    )
+    max_decode_delay: float = _setting(
+        "A due decode step waits, up to this multiple of the TPOT objective, if it would make a "
+        "first token late that can still be in time (1: it never waits).",
+        default=2.0,
+        minimum=1.0,
+    )
+    admission: str = _setting(
+        "What becomes of a request that is predicted, at its arrival, to miss its TTFT objective: "
+        "off (nothing), reject (HTTP 429 with Retry-After) or degrade (served after all others). "
+        "SLO classes may say otherwise for their own.",
+        default="off",
+        choices=ADMISSION_MODES,
+    )
+    max_waiting: int | None = _setting(
+        "Refuse requests with HTTP 429 while this many are waiting (default: no bound).",
+        default=None,
+        minimum=1,
     )
     granularity: str = _setting(
         "Where a running prefill may be suspended: before every operator, before every layer, "
@@ -123,7 +142,7 @@ class FlowPrefillConfig:
     )
     starvation_factor: float = _setting(
         "A request older than this many times its SLO goes first, whatever its class.",
-        default=10.0,
+        default=30.0,
         minimum=1.0,
     )
     profile_cache_dir: str | None = _setting(

@@ -4,9 +4,17 @@ Imports neither torch nor sglang. Names and signatures may change in any release
 part of the public surface.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from sglang_flowprefill.core import PrefillBatch, PrefillCost, PrefillRequest, Slo
+from sglang_flowprefill.core import (
+    BatchState,
+    PrefillBatch,
+    PrefillCost,
+    PrefillRequest,
+    PrefillScheduler,
+    Slo,
+)
 from sglang_flowprefill.core.batch import BatchChange
 
 MS_PER_TOKEN = PrefillCost(base_s=0.0, per_token_s=0.001, per_attention_pair_s=0.0)
@@ -54,6 +62,39 @@ def make_batch(
         batch.apply(BatchChange.RESUME, 0.0)
         batch.apply(BatchChange.YIELD, run_s)
     return batch
+
+
+def assert_accounted_for(
+    simulation: Any, ids: Sequence[str], scheduler: PrefillScheduler, num_kv_tokens: int
+) -> None:
+    """Check that nobody is lost or in two places, and that every bound holds at this moment.
+
+    Args:
+        simulation: A ``sim.Simulation`` between two steps.
+        ids: Of all requests that were added.
+        scheduler: Its scheduler.
+        num_kv_tokens: KV slots of its machine.
+
+    Raises:
+        AssertionError: Something does not hold.
+    """
+    waiting = [request.request_id for request in simulation.waiting]
+    prefilling = [request for batch in simulation.prefills for request in batch.requests]
+    live = [r.request_id for r in prefilling if r.request_id not in simulation.outcomes]
+    places = [*waiting, *live, *simulation.running_ids, *simulation.outcomes]
+    assert len(set(places)) == len(places), "in two places"
+    assert set(places) <= set(ids)
+    assert len(places) + simulation.num_coming == len(ids), "lost"
+    assert simulation.kv.num_used <= num_kv_tokens
+    holders = {r.request_id for r in prefilling} | set(simulation.running_ids)
+    assert all(simulation.kv.held_by(request_id) > 0 for request_id in holders)
+    assert simulation.kv.num_used == sum(map(simulation.kv.held_by, holders)), "memory leaked"
+    assert all(batch.state is BatchState.SUSPENDED for batch in simulation.prefills)
+    assert all(batch.num_preemptions <= scheduler.max_preemptions for batch in simulation.prefills)
+    everybody = [*simulation.waiting, *prefilling]
+    assert all(request.num_restarts <= scheduler.max_restarts for request in everybody)
+    statistics = simulation.recorder
+    assert statistics.num_rounds <= sum(statistics.num_events.values())
 
 
 class FakeEngineState:

@@ -67,16 +67,14 @@ def analyse(run: GranularityRun, recorded: RecordedTimeline) -> GranularityResul
 
 
 def _analyse_length(run: LengthRun, recorded: RecordedTimeline) -> LengthResult:
-    arrivals = arrivals_in(recorded, run.disturbed, run.sends_s)
+    arrivals = arrivals_in(recorded, run.disturbed, run.flights)
     alone = [slice_ for window in run.solo for slice_ in running_in(recorded, window)]
     return LengthResult(
         num_tokens=run.num_tokens,
-        solo_ttfts_s=run.solo_ttfts_s,
-        num_sent=len(run.sends_s),
+        solo_ttfts_s=[flight.duration_s for flight in run.solo],
+        num_sent=len(run.flights),
         observed=summarise_waits([arrival.bound_s for arrival in arrivals]),
-        from_send=summarise_waits(
-            [arrival.from_send_s for arrival in arrivals if arrival.from_send_s is not None]
-        ),
+        from_send=summarise_waits([arrival.from_send_s for arrival in arrivals]),
         uniform=_required(uniform_arrival(operator_durations_s(alone))),
         arrivals=arrivals,
     )

@@ -49,7 +49,7 @@ async def run_blocking(args: argparse.Namespace) -> None:
     options = blocking_options(args)
     console = result_console()
     folder = new_folder(args.out)
-    report = Report(config_of(args) | {"options": asdict(options)}, options, folder)
+    report = Report(config_of(args) | asdict(options), options, folder)
     if "blocking" in options.parts:
         shared = _with_long_context(server_options(args), options)
         for name in options.granularities:

@@ -32,8 +32,8 @@ def draw_blocking(
         path: File to write.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
-    axes[0].set(title="observed (upper bound)", ylabel="blocking ms")
-    axes[1].set(title="arrival at a uniformly random moment (from the operators' lengths)")
+    axes[0].set(title="observed, upper bound", ylabel="blocking ms")
+    axes[1].set(title="uniformly random arrival, computed")
     lengths = sorted({n for by_length in observed.values() for n in by_length})
     for axis, waits in zip(axes, (observed, uniform), strict=True):
         for colour, (granularity, by_length) in zip(_COLOURS, waits.items(), strict=False):

@@ -11,6 +11,7 @@ from bench.servers import ServerOptions
 GRANULARITIES = ("chunk", "layer", "operator", "tiled")
 PARTS = ("blocking", "tax")
 TAX_REFERENCE = "off"
+TAX_SYSTEMS = ("operator", "tiled", "stock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class BlockingOptions:
         lengths: Of the running prompt.
         num_samples: Urgent prompts for each length.
         num_solo: Long prompts alone, for each length.
-        spread_s: Each urgent prompt is sent up to this long after the one before was answered.
+        spread_s: Each urgent prompt is sent up to this long after the one before was answered;
+            longer for long prompts, which the samples shall reach through, and shorter for short.
         urgent_tokens: Length of the urgent prompts.
         num_idle: Urgent prompts on the idle server.
         switch_tokens: Length of the prompt that is suspended again and again.
@@ -30,6 +32,7 @@ class BlockingOptions:
         num_switch_prompts: How many such prompts.
         chunk_tokens: Chunk of granularity ``chunk``.
         max_operator_ms: Tile of granularity ``tiled``; None: the server's default.
+        tax_systems: Of ``TAX_SYSTEMS``, to compare with the reference.
         tax_rounds: How often each system is asked.
         tax_tokens: Long prompt of the throughput tax.
         num_tax_short: Short prompts in each of its rounds.
@@ -49,6 +52,7 @@ class BlockingOptions:
     num_switch_prompts: int = 3
     chunk_tokens: int = 512
     max_operator_ms: float | None = None
+    tax_systems: tuple[str, ...] = TAX_SYSTEMS
     tax_rounds: int = 10
     tax_tokens: int = 4096
     num_tax_short: int = 10
@@ -119,12 +123,13 @@ def tax_systems(options: BlockingOptions) -> dict[str, tuple[str, tuple[str, ...
     ``off`` is FlowPrefill's engine and kernels without preemption; ``stock`` is SGLang without
     overlap and chunking, with kernels of its own.
     """
-    return {
+    known = {
         TAX_REFERENCE: ("flowprefill", ("--flowprefill-granularity", "off")),
         "operator": ("flowprefill", granularity_flags("operator", options)),
         "tiled": ("flowprefill", granularity_flags("tiled", options)),
         "stock": ("stock-tuned", ()),
     }
+    return {name: known[name] for name in (TAX_REFERENCE, *options.tax_systems)}
 
 
 def add_blocking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,10 +140,15 @@ def add_blocking_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--granularities", type=_some_of(GRANULARITIES), help=f"some of {','.join(GRANULARITIES)}"
     )
+    group.add_argument(
+        "--tax-systems",
+        type=_some_of(TAX_SYSTEMS),
+        help=f"some of {','.join(TAX_SYSTEMS)}, to compare with {TAX_REFERENCE}",
+    )
     group.add_argument("--lengths", type=_lengths, help="of the running prompt, comma-separated")
     for name, help_text in _NUMBERS.items():
         group.add_argument("--" + name.replace("_", "-"), type=positive_int, help=help_text)
-    group.add_argument("--spread-s", type=positive_float, help="longest pause between two of them")
+    group.add_argument("--spread-s", type=positive_float, help="longest pause before each of them")
     group.add_argument("--max-operator-ms", type=positive_float, help="tile of granularity tiled")
     group.add_argument("--seed", type=int, help="of prompts and moments")
     servers = parser.add_argument_group("servers")

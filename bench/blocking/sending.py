@@ -10,7 +10,7 @@ import aiohttp
 
 from bench.blocking.options import BlockingOptions
 from bench.blocking.waits import Window
-from bench.client import StreamTiming, encode_request, http_session, timed_generate
+from bench.client import encode_request, http_session, timed_generate
 from bench.errors import ServerError, UsageError
 from bench.prompts import UniquePrompts
 
@@ -28,17 +28,15 @@ class LengthRun:
 
     Attributes:
         num_tokens: The length.
-        solo: The long prompt alone, one window for each.
-        solo_ttfts_s: Its TTFTs.
+        solo: The long prompt alone, each from its send to its token.
         disturbed: The urgent prompts.
-        sends_s: When those were sent.
+        flights: Those, each from its send to its token.
     """
 
     num_tokens: int
     solo: list[Window]
-    solo_ttfts_s: list[float]
     disturbed: Window
-    sends_s: list[float]
+    flights: list[Window]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ class GranularityRun:
     Attributes:
         idle: Urgent prompts one by one on the idle server.
         lengths: One for each length.
-        switch_solo: The prompt of the switch cost alone.
+        switch_solo: The prompt of the switch cost alone, each from its send to its token.
         switched: The same with urgent ones one by one.
     """
 
@@ -75,36 +73,29 @@ class _Sender:
         self._moments = random.Random(options.seed)
         self._on_answer = on_answer
 
-    async def urgent(self) -> StreamTiming:
-        """Send one urgent prompt and wait for its token."""
+    async def urgent(self) -> Window:
+        """Send one urgent prompt and wait for its token; return its flight."""
         return await self._send(self._options.urgent_tokens, _URGENT_SLO_S)
 
-    async def long(self, num_tokens: int) -> StreamTiming:
-        """Send one long prompt and wait for its token."""
+    async def long(self, num_tokens: int) -> Window:
+        """Send one long prompt and wait for its token; return its flight."""
         return await self._send(num_tokens, _LONG_SLO_S)
 
-    async def alone(self, num_tokens: int) -> tuple[Window, float]:
-        """Send a long prompt to the idle server; return when that was, and its TTFT."""
-        start_s = time.monotonic()
-        timing = await self.long(num_tokens)
-        assert timing.ttft_s is not None, "a request without a token is an error"
-        return Window(start_s, time.monotonic()), timing.ttft_s
-
-    async def disturbed(self, num_tokens: int, spread_s: float) -> list[float]:
-        """Send long prompts, and urgent ones at random moments; return when the latter were."""
-        sends_s: list[float] = []
-        while len(sends_s) < self._options.num_samples:
+    async def disturbed(self, num_tokens: int, spread_s: float) -> list[Window]:
+        """Send long prompts, and urgent ones at random moments; return the latter's flights."""
+        flights: list[Window] = []
+        while len(flights) < self._options.num_samples:
             long = asyncio.create_task(self.long(num_tokens))
             try:
-                while len(sends_s) < self._options.num_samples:
+                while len(flights) < self._options.num_samples:
                     await asyncio.sleep(self._moments.uniform(0.0, spread_s))
                     if long.done():
                         break
-                    sends_s.append((await self.urgent()).sent_s)
+                    flights.append(await self.urgent())
                 await long
             finally:
                 long.cancel()
-        return sends_s
+        return flights
 
     async def switched(self, num_tokens: int, head_start_s: float) -> Window:
         """Send one long prompt, and urgent ones one by one as long as it runs."""
@@ -120,15 +111,15 @@ class _Sender:
             long.cancel()
         return Window(start_s, time.monotonic())
 
-    async def _send(self, num_tokens: int, slo_s: float) -> StreamTiming:
+    async def _send(self, num_tokens: int, slo_s: float) -> Window:
         request = encode_request(
             self._prompts.draw(num_tokens), num_output_tokens=1, slo_ttft_s=slo_s
         )
         timing = await timed_generate(self._session, self._url, request, _LIMIT_S)
-        if timing.error is not None:
+        if timing.error is not None or timing.first_token_s is None:
             raise ServerError(f"a prompt of {num_tokens} tokens failed: {timing.error}")
         self._on_answer()
-        return timing
+        return Window(timing.sent_s, timing.first_token_s)
 
 
 async def measure_granularity(
@@ -146,24 +137,24 @@ async def measure_granularity(
             await sender.urgent()
         idle = Window(start_s, time.monotonic())
         lengths = [await _measure_length(sender, n, options) for n in options.lengths]
-        alone = [await sender.alone(options.switch_tokens) for _ in range(options.num_solo)]
-        head_start_s = _HEAD_START * min(ttft_s for _, ttft_s in alone)
+        alone = [await sender.long(options.switch_tokens) for _ in range(options.num_solo)]
+        head_start_s = _HEAD_START * min(flight.duration_s for flight in alone)
         switched = [
             await sender.switched(options.switch_tokens, head_start_s)
             for _ in range(options.num_switch_prompts)
         ]
-    return GranularityRun(idle, lengths, [window for window, _ in alone], switched)
+    return GranularityRun(idle, lengths, alone, switched)
 
 
 async def _measure_length(sender: _Sender, num_tokens: int, options: BlockingOptions) -> LengthRun:
-    alone = [await sender.alone(num_tokens) for _ in range(options.num_solo)]
-    ttfts_s = [ttft_s for _, ttft_s in alone]
-    # Within half of a short prompt's time, so that one that is sent finds it running.
-    spread_s = min(options.spread_s, min(ttfts_s) / 2)
+    alone = [await sender.long(num_tokens) for _ in range(options.num_solo)]
+    duration_s = min(flight.duration_s for flight in alone)
+    # All samples together reach through a long prompt; each finds a short one still running.
+    spread_s = max(options.spread_s, 2 * duration_s / options.num_samples)
+    spread_s = min(spread_s, duration_s / 2)
     start_s = time.monotonic()
-    sends_s = await sender.disturbed(num_tokens, spread_s)
-    disturbed = Window(start_s, time.monotonic())
-    return LengthRun(num_tokens, [window for window, _ in alone], ttfts_s, disturbed, sends_s)
+    flights = await sender.disturbed(num_tokens, spread_s)
+    return LengthRun(num_tokens, alone, Window(start_s, time.monotonic()), flights)
 
 
 def require_shared_clock() -> None:

@@ -56,10 +56,8 @@ def handled_s(recorded: RecordedTimeline, window: Window) -> list[float]:
     found = []
     arrival_s: float | None = None
     for round_ in recorded.rounds:
-        if not window.holds(round_.time_s):
-            continue
         if EventKind.ARRIVAL.value in round_.events:
-            arrival_s = round_.time_s
+            arrival_s = round_.time_s if window.holds(round_.time_s) else None
         elif EventKind.COMPLETION.value in round_.events and arrival_s is not None:
             found.append(round_.time_s - arrival_s)
             arrival_s = None

@@ -29,6 +29,11 @@ class Window:
     start_s: float
     end_s: float
 
+    @property
+    def duration_s(self) -> float:
+        """Its length."""
+        return self.end_s - self.start_s
+
     def holds(self, time_s: float) -> bool:
         """Tell whether the moment lies within."""
         return self.start_s <= time_s <= self.end_s
@@ -40,12 +45,12 @@ class Arrival:
 
     Attributes:
         bound_s: Seconds that it has waited, at most, until the prefill stopped.
-        from_send_s: Seconds from its HTTP request to that moment; None if no send matches.
+        from_send_s: Seconds from its HTTP request to that moment.
         end: How the prefill stopped: ``yield``, or it ended.
     """
 
     bound_s: float
-    from_send_s: float | None
+    from_send_s: float
     end: str
 
 
@@ -69,12 +74,15 @@ class WaitSummary:
 
 
 def running_in(recorded: RecordedTimeline, window: Window) -> list[RunningSlice]:
-    """Return the running slices that lie within."""
-    return [s for s in recorded.running if window.holds(s.start_s) and window.holds(s.end_s)]
+    """Return the running slices that begin within.
+
+    They may end later: the client has its token before the server has noted the end.
+    """
+    return [slice_ for slice_ in recorded.running if window.holds(slice_.start_s)]
 
 
 def arrivals_in(
-    recorded: RecordedTimeline, window: Window, sends_s: Sequence[float] = ()
+    recorded: RecordedTimeline, window: Window, flights: Sequence[Window]
 ) -> list[Arrival]:
     """List the requests that arrived while a prefill ran, by when that stopped.
 
@@ -82,8 +90,9 @@ def arrivals_in(
 
     Args:
         recorded: Of the server.
-        window: In which one request at a time was sent beside a long one.
-        sends_s: When they were sent; the last one before the stop is the request's.
+        window: In which one urgent request at a time was sent beside a long one.
+        flights: Of the urgent requests, each from its send to its token; arrivals of others do
+            not count.
     """
     found = []
     for slice_, round_ in _slices_before_rounds(recorded, window):
@@ -92,9 +101,9 @@ def arrivals_in(
         bound_s = slice_.blocking_s
         if bound_s is None:  # it ended; nobody looked since its last boundary
             bound_s = slice_.end_s - slice_.operators[-1].start_s
-        sent_s = max((time_s for time_s in sends_s if time_s <= slice_.end_s), default=None)
-        from_send_s = None if sent_s is None else slice_.end_s - sent_s
-        found.append(Arrival(bound_s, from_send_s, slice_.end))
+        flight = next((flight for flight in flights if flight.holds(slice_.end_s)), None)
+        if flight is not None:
+            found.append(Arrival(bound_s, slice_.end_s - flight.start_s, slice_.end))
     return found
 
 

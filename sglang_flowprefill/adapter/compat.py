@@ -234,6 +234,12 @@ UPSTREAM_HTTP = (
         ("self", "obj", "request"),
     ),
     UpstreamSymbol(
+        "managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",
+        "plugin.py",
+        "answers refused requests",
+        ("self", "out", "state", "is_stream"),
+    ),
+    UpstreamSymbol(
         "entrypoints.http_server.launch_server",
         "launch.py",
         "the server",

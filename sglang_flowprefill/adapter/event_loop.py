@@ -15,6 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
@@ -24,20 +25,28 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
 )
 
+from sglang_flowprefill.adapter.admission import AdmissionByClass
+from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_source import EventSource
 from sglang_flowprefill.adapter.model_runner import MemoryPerToken, PreemptibleModelRunner
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
 from sglang_flowprefill.adapter.requests import prefill_request, scheduler_clock_s
 from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.core import (
+    AdmissionDecision,
+    Admit,
     BlockedRequest,
+    Calibration,
     Decision,
     DecodeView,
     DropBatches,
     Event,
     EventKind,
+    Observation,
     PrefillBatch,
+    PrefillRequest,
     PrefillScheduler,
+    Reject,
     Release,
     ResumeBatch,
     RunDecode,
@@ -66,11 +75,12 @@ class EventLoop:
         runner: Makes prefill forwards suspendable.
         events: What interrupts them.
         policy_name: What the user calls the policy.
-        policy: What decides.
+        admission: Judges new requests; None admits every one.
+        policy: What decides. Its predictor is calibrated with every prefill that ends.
         telemetry: Told what happens.
         ranks: The ranks of the server; this one decides if it leads.
         memory: What a token of an unfinished prefill holds.
-        tpot_slo_s: A decode step is due this many seconds after the last.
+        decode_clock: Tells when a decode step is due.
         unchecked_s: A prefill predicted to take no longer passes its boundaries without looking
             for events: it would not be preempted anyway.
         checks_cursors: Verify suspended prefills at every resume.
@@ -88,10 +98,11 @@ class EventLoop:
         events: EventSource,
         policy_name: str,
         policy: PrefillScheduler,
+        admission: AdmissionByClass | None,
         telemetry: Telemetry,
         ranks: Ranks,
         memory: MemoryPerToken,
-        tpot_slo_s: float,
+        decode_clock: DecodeClock,
         unchecked_s: float,
         checks_cursors: bool,
         clock: Callable[[], float] = scheduler_clock_s,
@@ -101,10 +112,12 @@ class EventLoop:
         self._events = events
         self._policy_name = policy_name
         self._policy = policy
+        self._admission = admission
+        self._calibration = Calibration.from_profile(policy.cost)
         self._telemetry = telemetry
         self._ranks = ranks
         self._memory = memory
-        self._tpot_slo_s = tpot_slo_s
+        self._decode_clock = decode_clock
         self._unchecked_s = unchecked_s
         self._checks_cursors = checks_cursors
         self._clock = clock
@@ -112,8 +125,7 @@ class EventLoop:
         self._decision: Decision = Wait("start")
         self._current: OperatorCursor | None = None
         self._blocked: BlockedRequest | None = None
-        self._decode_due_s = 0.0
-        self._review_s = math.inf
+        self._timer_s = math.inf
         self._next_batch_id = 0
         self.cursors: dict[int, OperatorCursor] = {}
 
@@ -134,10 +146,25 @@ class EventLoop:
             decision = self._ranks.agree(self._decide)
             self._new_events.clear()
             if decision is not None:
-                self._follow(decision)
+                self._decision = decision
             self._carry_out(self._decision)
             if envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get():
                 engine.invariant_checker.self_check_during_busy()
+
+    def admission_verdict(self, request: PrefillRequest) -> AdmissionDecision:
+        """Judge a request that has just arrived and does not wait yet.
+
+        The leader's verdict holds on all ranks, which take in the same requests in the same order.
+        """
+        admission = self._admission
+        if admission is None:
+            return Admit("admission control is off")
+        verdict = self._ranks.agree(
+            lambda: admission.decide(request, self._policy, self._view(), self._clock())
+        )
+        if not isinstance(verdict, Admit):
+            self._telemetry.on_not_admitted(request, is_rejected=isinstance(verdict, Reject))
+        return verdict
 
     def sleep_idle(self) -> None:
         """Block until a message comes or housekeeping is due."""
@@ -148,8 +175,25 @@ class EventLoop:
         return {
             "policy": self._policy_name,
             **self._telemetry.describe(),
+            "weighted_attainment": self._engine.slo_resolver.classes.weighted_attainment(
+                self._telemetry.attainment
+            ),
+            "prediction": self._describe_prediction(),
             "num_unfinished_prefills": len(self.cursors),
             "is_idle": self._engine.is_fully_idle(),
+        }
+
+    def _describe_prediction(self) -> dict[str, float]:
+        error, cost = self._calibration.error, self._calibration.cost
+        return {
+            "num_observations": error.num_observations,
+            "median_absolute_error": round(error.median_absolute, 4),
+            "bias": round(error.bias, 4),
+            "margin": round(self._calibration.margin, 4),
+            "base_s": cost.base_s,
+            "per_request_s": cost.per_request_s,
+            "per_token_s": cost.per_token_s,
+            "per_attention_pair_s": cost.per_attention_pair_s,
         }
 
     # ---- events ----
@@ -160,10 +204,8 @@ class EventLoop:
                 self._note(kind)
         for _ in range(self._engine.admit_ready_grammars()):
             self._note(EventKind.GRAMMAR_READY)
-        if self._engine.has_decode_work and self._clock() >= self._decode_due_s:
-            self._note(EventKind.TIMER)
-        if self._clock() >= self._review_s:
-            self._review_s = math.inf
+        if self._clock() >= self._timer_s:
+            self._timer_s = math.inf
             self._note(EventKind.TIMER)
 
     def _note(self, kind: EventKind) -> None:
@@ -180,18 +222,17 @@ class EventLoop:
         if any(e.kind in _FREES_MEMORY for e in self._new_events):
             self._unblock()
         now_s, view = self._clock(), self._view()
-        decision = self._policy.decide(view, now_s)
+        decision = self._ask_policy(view, now_s)
         self._telemetry.on_round(self._new_events, decision, view, now_s)
         logger.debug("FlowPrefill: %s", decision)
         return decision
 
     def _view(self) -> SchedulerView:
-        decode = DecodeView(self._decode_due_s) if self._engine.has_decode_work else None
         return SchedulerView(
             waiting=[prefill_request(req) for req in self._engine.waiting_queue],
             batches=[cursor.prefill for cursor in self.cursors.values()],
             current=None if self._current is None else self._current.prefill,
-            decode=decode,
+            decode=self._decode_view(),
             blocked=self._blocked,
             releases=self._releases() if self._is_blocked else (),
         )
@@ -213,7 +254,7 @@ class EventLoop:
 
     def _decide_without_memory(self) -> None:
         """Ask the policy once more, now that it can see who found no memory."""
-        self._follow(self._ranks.agree(lambda: self._policy.decide(self._view(), self._clock())))
+        self._decision = self._ranks.agree(lambda: self._ask_policy(self._view(), self._clock()))
 
     def _releases(self) -> list[Release]:
         """Predict what running requests give back: at the latest when they reach their limit."""
@@ -221,16 +262,27 @@ class EventLoop:
         return [
             Release(
                 now_s
-                + (req.sampling_params.max_new_tokens - len(req.output_ids)) * self._tpot_slo_s,
+                + (req.sampling_params.max_new_tokens - len(req.output_ids))
+                * self._decode_clock.default_tpot_s,
                 req.kv.kv_allocated_len - req.kv.cache_protected_len,
             )
             for req in self._engine.running_batch.reqs
         ]
 
-    def _follow(self, decision: Decision) -> None:
-        """Make this the decision until the next one."""
-        self._decision = decision
-        self._review_s = decision.review_s if isinstance(decision, ResumeBatch) else math.inf
+    def _ask_policy(self, view: SchedulerView, now_s: float) -> Decision:
+        """Return a decision, and have the timer cause the next round that it asks for."""
+        decision = self._policy.decide(view, now_s)
+        self._timer_s = math.inf
+        if isinstance(decision, StartBatch | ResumeBatch):
+            self._timer_s = decision.review_s
+        if view.decode is not None and view.decode.due_s > now_s:
+            self._timer_s = min(self._timer_s, view.decode.due_s)
+        return decision
+
+    def _decode_view(self) -> DecodeView | None:
+        if not self._engine.has_decode_work:
+            return None
+        return self._decode_clock.view(self._engine.running_batch.reqs)
 
     # ---- carrying out ----
 
@@ -273,10 +325,11 @@ class EventLoop:
             held_bytes=int(
                 num_tokens * self._memory.kv_bytes + num_active * self._memory.activation_bytes
             ),
-            release_s=max(req.sampling_params.max_new_tokens for req in reqs) * self._tpot_slo_s,
+            release_s=max(req.sampling_params.max_new_tokens for req in reqs)
+            * self._decode_clock.default_tpot_s,
         )
         self._next_batch_id += 1
-        cursor = OperatorCursor(prefill, reqs, batch, self._execution(batch, prefill))
+        cursor = OperatorCursor(prefill, reqs, batch, self._execution(batch, prefill), requests)
         self.cursors[prefill.batch_id] = cursor
         return cursor
 
@@ -294,8 +347,9 @@ class EventLoop:
         if cursor.execution is None and not self._start_next_chunk(cursor):
             self._decide_without_memory()
             return
-        if self._current is not None and self._current is not cursor:
-            self._telemetry.on_preemption(self._current.prefill)
+        before = self._current
+        if before not in (None, cursor) and not before.prefill.num_missing_tokens:
+            self._telemetry.on_preemption(before.prefill)
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
         self._arm_timer()
@@ -328,9 +382,7 @@ class EventLoop:
 
     def _arm_timer(self) -> None:
         """Have the boundaries of the next slice notice what no message announces."""
-        due_s = self._review_s
-        if self._engine.has_decode_work:
-            due_s = min(due_s, self._decode_due_s)
+        due_s = self._timer_s
         if self._engine.grammar_manager.has_waiting_grammars():
             due_s = min(due_s, self._clock() + _GRAMMAR_POLL_S)
         self._events.arm(due_s)
@@ -357,11 +409,10 @@ class EventLoop:
         now_s = self._clock()
         for req in filter(engine.counts_for_attainment, through):
             self._telemetry.on_first_token(prefill_request(req), now_s)
-        had_decode_work = engine.has_decode_work
+        self._decode_clock.on_joined(through, now_s)
         engine.join_decode(batch, cursor.rest)
-        if not had_decode_work:
-            self._decode_due_s = now_s + self._tpot_slo_s
         if is_last:
+            self._calibrate(cursor)
             self._telemetry.on_prefill_end(cursor, now_s)
             self._note(EventKind.COMPLETION)
         else:
@@ -369,11 +420,24 @@ class EventLoop:
             cursor.prefill.requests = (prefill_request(cursor.rest),)
             self._telemetry.on_chunk_end(cursor, now_s)
 
+    def _calibrate(self, cursor: OperatorCursor) -> None:
+        """Learn from a prefill that ended; take a new cost into use once it has moved.
+
+        What chunks take together is not what one forward pass over all of them would take.
+        """
+        if cursor.num_forwards > 1:
+            return
+        observation = Observation.of(cursor.started_as, cursor.prefill.run_s)
+        self._calibration = self._calibration.observed(observation)
+        self._telemetry.on_prediction(self._calibration.error)
+        if self._calibration.has_moved_from(self._policy.cost):
+            self._policy = replace(self._policy, cost=self._calibration.cautious_cost)
+
     def _decode(self) -> None:
         start_s, num_requests = self._clock(), len(self._engine.running_batch.reqs)
         self._engine.run_decode_step()
         now_s = self._clock()
-        self._decode_due_s = now_s + self._tpot_slo_s
+        self._decode_clock.on_step(start_s, now_s)
         self._telemetry.on_decode(start_s, now_s, num_requests)
         self._note(EventKind.COMPLETION)
 

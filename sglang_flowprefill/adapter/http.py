@@ -6,7 +6,8 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_flowprefill.adapter.flags import slo_classes_of
+from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
+from sglang_flowprefill.api.answer import report_abort
 from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
 from sglang_flowprefill.api.slo import HeaderSlo, SloResolver
 
@@ -17,7 +18,18 @@ def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
     """Put ``SloMiddleware`` outermost (BEFORE hook of ``http_server.launch_server``)."""
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (heavy, this process only)
 
-    app.add_middleware(SloMiddleware, resolver=SloResolver(slo_classes_of(server_args)))
+    classes, config = slo_classes_of(server_args), config_of(server_args)
+    overloads = {config.admission} | {entry.overload for entry in classes.by_name.values()}
+    app.add_middleware(
+        SloMiddleware,
+        resolver=SloResolver(classes),
+        can_reject="reject" in overloads or config.max_waiting is not None,
+    )
+
+
+def report_rejection(_manager: Any, out: Any, *_args: Any, **_kwargs: Any) -> None:
+    """Tell the middleware of an abort (BEFORE hook of ``_handle_abort_finish_reason``)."""
+    report_abort(out["meta_info"]["finish_reason"])
 
 
 def stamp_request(original: Callable[..., Any], manager: Any, obj: Any, request: Any = None) -> Any:

@@ -34,6 +34,11 @@ class Metrics:
             f"{prefix}lost_prefill_seconds_total",
             "Seconds of computation thrown away with dropped prefills.",
         )
+        self._not_admitted = Counter(
+            f"{prefix}not_admitted_total",
+            "New requests that admission refused (rejected) or put behind all others (degraded).",
+            ["slo_class", "verdict"],
+        )
         self._suspended = Gauge(
             f"{prefix}suspended_cursors",
             "Prefills that stand suspended at an operator boundary.",
@@ -43,6 +48,16 @@ class Metrics:
             f"{prefix}blocking_seconds",
             "Upper bound of the time from an event to the yield of the running prefill.",
             buckets=_BLOCKING_BUCKETS_S,
+        )
+        self._prediction_error = Gauge(
+            f"{prefix}prediction_error_ratio",
+            "Median of |actual - predicted| / actual over recent prefills.",
+            multiprocess_mode="mostrecent",
+        )
+        self._prediction_bias = Gauge(
+            f"{prefix}prediction_bias_ratio",
+            "Median of predicted / actual - 1 over recent prefills.",
+            multiprocess_mode="mostrecent",
         )
         self._first_tokens = Counter(
             f"{prefix}first_tokens_total",
@@ -80,6 +95,18 @@ class Metrics:
         """Record how long an event has waited at most for the running prefill to yield."""
         if self._is_enabled:
             self._blocking.observe(blocking_s)
+
+    def on_not_admitted(self, class_name: str, *, is_rejected: bool) -> None:
+        """Count a request that was refused or put last."""
+        if self._is_enabled:
+            verdict = "rejected" if is_rejected else "degraded"
+            self._not_admitted.labels(class_name, verdict).inc()
+
+    def on_prediction(self, median_absolute_error: float, bias: float) -> None:
+        """Publish how wrong recent predictions were."""
+        if self._is_enabled:
+            self._prediction_error.set(median_absolute_error)
+            self._prediction_bias.set(bias)
 
     def on_first_token(self, class_name: str, *, is_attained: bool) -> None:
         """Count a first token."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sglang_flowprefill.adapter.forward_state import BatchFingerprint
-from sglang_flowprefill.core import PrefillBatch
+from sglang_flowprefill.core import PrefillBatch, PrefillRequest
 from sglang_flowprefill.core.batch import BatchChange
 from sglang_flowprefill.executor import Cursor
 
@@ -25,14 +25,18 @@ class OperatorCursor:
         batch: SGLang's ``ScheduleBatch`` of the current or last forward pass. It owns KV slots,
             request rows and radix locks.
         execution: The current forward pass; None between two chunks.
+        started_as: The policy's view of the members at the start, before any chunk was cached.
         rest: The request of which this forward pass computes a chunk that is not its last.
+        num_forwards: Forward passes started.
     """
 
     prefill: PrefillBatch
     reqs: list[Any]
     batch: Any
     execution: Cursor[Any] | None
+    started_as: tuple[PrefillRequest, ...]
     rest: Any = None
+    num_forwards: int = 1
     _fingerprint: BatchFingerprint | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -41,6 +45,7 @@ class OperatorCursor:
     def start_forward(self, batch: Any, execution: Cursor[Any]) -> None:
         """Go on with the next chunk."""
         self.batch, self.execution, self.rest = batch, execution, batch.chunked_req
+        self.num_forwards += 1
 
     def end_forward(self) -> Any:
         """Return what the forward pass returned. Only what needs another one stays a member."""

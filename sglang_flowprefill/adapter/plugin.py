@@ -75,5 +75,10 @@ def _register_http() -> None:
         HookType.AROUND,
     )
     HookRegistry.register(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",
+        http.report_rejection,
+        HookType.BEFORE,
+    )
+    HookRegistry.register(
         "sglang.srt.entrypoints.http_server.launch_server", http.add_middleware, HookType.BEFORE
     )

@@ -1,7 +1,7 @@
 """SGLang's ``Req`` seen as the policy's ``PrefillRequest``, and SLOs on their way between them.
 
 An SLO travels in ``sampling_params.custom_params``, which SGLang forwards untouched from every
-route to the scheduler. The tokenizer process validates it and writes the three keys below; the
+route to the scheduler. The tokenizer process validates it and writes a stamp (``api/slo.py``); the
 scheduler process reads nothing else.
 """
 
@@ -9,31 +9,37 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from sglang_flowprefill.api.slo import ARRIVAL_KEY, CLASS_KEY, TTFT_SLO_KEY
+from sglang_flowprefill.api.slo import ARRIVAL_KEY, SloResolver
 from sglang_flowprefill.core import PrefillRequest, Slo
 
 _ATTRIBUTE = "flowprefill"
 _MAX_PLAUSIBLE_AGE_S = 24 * 3600.0
 
 
-def attach_prefill_request(req: Any, default_slo: Slo, now_s: float, wall_now_s: float) -> None:
+def attach_prefill_request(
+    req: Any, resolver: SloResolver, now_s: float, wall_now_s: float
+) -> None:
     """Give a new ``Req`` its ``PrefillRequest``.
 
     Args:
         req: SGLang's ``Req``, just made.
-        default_slo: For requests that did not pass our tokenizer hook (warm-up, health checks).
+        resolver: Rules of the server. Requests that did not pass our tokenizer hook (warm-up,
+            health checks) get its default.
         now_s: Scheduler clock.
         wall_now_s: ``time.time()`` at the same moment; arrivals are stamped in wall time, since
             monotonic clocks of two machines do not compare.
     """
     params = req.sampling_params.custom_params or {}
-    slo = default_slo
-    if TTFT_SLO_KEY in params:
-        slo = Slo(params[TTFT_SLO_KEY] / 1000.0, params.get(CLASS_KEY, default_slo.class_name))
+    slo = resolver.stamped_slo(params, len(req.origin_input_ids))
     age_s = wall_now_s - params.get(ARRIVAL_KEY, wall_now_s)
     if not 0.0 <= age_s <= _MAX_PLAUSIBLE_AGE_S:
         age_s = 0.0  # a wall clock stepped; arrival is now
     setattr(req, _ATTRIBUTE, _describe(req, now_s - age_s, slo))
+
+
+def degrade_prefill_request(req: Any) -> None:
+    """Have a ``Req`` served after all others."""
+    setattr(req, _ATTRIBUTE, replace(prefill_request(req), is_degraded=True))
 
 
 def restart_prefill_request(req: Any, now_s: float) -> None:

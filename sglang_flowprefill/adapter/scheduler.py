@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sglang.srt.disaggregation.utils import prepare_abort
 from sglang.srt.managers.io_struct import (
@@ -34,6 +34,8 @@ from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 from sglang.srt.runtime_context import get_observability
 from sglang.srt.utils.common import DynamicGradMode
 
+from sglang_flowprefill.adapter.admission import AdmissionByClass
+from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_loop import EventLoop
 from sglang_flowprefill.adapter.event_source import EventSource, StressEventSource
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
@@ -47,6 +49,8 @@ from sglang_flowprefill.adapter.prefill_adder import (
 from sglang_flowprefill.adapter.profile import Profile, prefill_profile, profile_key
 from sglang_flowprefill.adapter.requests import (
     attach_prefill_request,
+    degrade_prefill_request,
+    prefill_request,
     restart_prefill_request,
     scheduler_clock_s,
     update_cached_tokens,
@@ -55,8 +59,21 @@ from sglang_flowprefill.adapter.stress import StressEventLoop
 from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
 from sglang_flowprefill.adapter.warm_up import WarmUp
+from sglang_flowprefill.api.overload import reject
+from sglang_flowprefill.api.slo import SloClasses, SloResolver
 from sglang_flowprefill.config import FlowPrefillConfig
-from sglang_flowprefill.core import PolicyOptions, PrefillCost, PrefillScheduler, make_policy
+from sglang_flowprefill.core import (
+    AdmissionControl,
+    DecodePacing,
+    Degrade,
+    DegradedLast,
+    PolicyOptions,
+    PrefillCost,
+    PrefillScheduler,
+    Reject,
+    make_policy,
+)
+from sglang_flowprefill.core.admission import AdmissionMode
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.executor import Ranks
 from sglang_flowprefill.executor.timeline import Timeline
@@ -90,7 +107,7 @@ class FlowPrefillScheduler(Scheduler):
         config = config_of(server_args)
         require_supported_scheduler(self)
         self._max_chunk_tokens = None if config.granularity == "off" else config.max_chunk_tokens
-        self._default_slo = slo_classes_of(server_args).default
+        self.slo_resolver = SloResolver(slo_classes_of(server_args))
         group = self.tp_group
         ranks = self._ranks = Ranks(group.rank_in_group, group.world_size, group.cpu_group)
         channels = self.ipc_channels
@@ -121,11 +138,18 @@ class FlowPrefillScheduler(Scheduler):
             runner=runner,
             events=events,
             policy_name=config.policy,
-            policy=_policy(config, profile.cost, str(self.device)),
+            policy=_policy(config, self.slo_resolver.classes, profile.cost, str(self.device)),
+            admission=_admission(config, self.slo_resolver.classes),
             telemetry=Telemetry(Metrics(is_enabled=reports), timeline),
             ranks=ranks,
             memory=runner.memory,
-            tpot_slo_s=config.tpot_slo_ms / 1000.0,
+            decode_clock=DecodeClock(
+                DecodePacing(
+                    blocking_s=config.max_operator_ms / 1000.0,
+                    max_delay_factor=config.max_decode_delay,
+                ),
+                config.tpot_slo_ms / 1000.0,
+            ),
             unchecked_s=0.0 if checks_all else config.min_preemption_gain_ms / 1000.0,
             checks_cursors=config.check_cursors,
         )
@@ -227,16 +251,38 @@ class FlowPrefillScheduler(Scheduler):
 
     def _create_generation_req(self, recv_req: Any, *args: Any, **kwargs: Any) -> Any:
         req = super()._create_generation_req(recv_req, *args, **kwargs)
-        attach_prefill_request(req, self._default_slo, scheduler_clock_s(), time.time())
+        attach_prefill_request(req, self.slo_resolver, scheduler_clock_s(), time.time())
         return req
 
     def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
+        """Queue a request, unless admission refuses it.
+
+        Requests that start over were admitted before. A refused health check would hang: its
+        sender does not look for an abort.
+        """
         if is_retracted:
-            restart_prefill_request(req, scheduler_clock_s())  # by upstream or by us
+            restart_prefill_request(req, scheduler_clock_s())
+        req.init_next_round_input(self.tree_cache)  # prefix match, as before each admission
+        update_cached_tokens(req)
+        if not (is_retracted or is_health_check_generate_req(req) or self._admits(req)):
+            return
         super()._add_request_to_queue(req, is_retracted=is_retracted)
-        if req in self.waiting_queue[-1:]:
-            req.init_next_round_input(self.tree_cache)  # prefix match, as before each admission
-            update_cached_tokens(req)
+
+    def _admits(self, req: Any) -> bool:
+        """Ask admission about a new request; answer it at once if the verdict is no."""
+        assert self._loop is not None
+        verdict = self._loop.admission_verdict(prefill_request(req))
+        if isinstance(verdict, Degrade):
+            degrade_prefill_request(req)
+        if not isinstance(verdict, Reject):
+            return True
+        slo = prefill_request(req).slo
+        rejection = reject(verdict.reason, slo, verdict.retry_after_s)
+        abort = _make_abort_req(req, finished_reason=rejection.finish_reason)
+        req.time_stats.trace_ctx.abort(abort_info={"reason": rejection.message})
+        self.send_abort_output(abort, req)
+        self._release_aborted_request(req)
+        return False
 
     def process_input_requests(self, recv_reqs: Sequence[Any]) -> None:
         """Dispatch messages; those that need a quiet engine get one first."""
@@ -388,12 +434,18 @@ class FlowPrefillScheduler(Scheduler):
         return not is_aborted and not is_health_check_generate_req(req)
 
 
-def _policy(config: FlowPrefillConfig, cost: PrefillCost, device: str) -> PrefillScheduler:
+def _policy(
+    config: FlowPrefillConfig, classes: SloClasses, cost: PrefillCost, device: str
+) -> PrefillScheduler:
+    policy = make_policy(config.policy, PolicyOptions(config.starvation_factor))
+    if "degrade" in _admission_modes(config, classes):
+        policy = DegradedLast(policy)
     device_tokens = _DEFAULT_BATCH_TOKENS.get(device, _DEFAULT_BATCH_TOKENS_ON_GPU)
+    max_batch_tokens = config.max_batch_tokens or device_tokens
     return PrefillScheduler(
-        policy=make_policy(config.policy, PolicyOptions(config.starvation_factor)),
+        policy=policy,
         cost=cost,
-        limits=BatchLimits(min(config.max_batch_tokens or device_tokens, config.max_chunk_tokens)),
+        limits=BatchLimits(min(max_batch_tokens, config.max_chunk_tokens)),
         max_suspended=config.max_suspended,
         max_suspended_bytes=config.suspended_memory_mb * 2**20,
         max_restarts=config.max_restarts,
@@ -401,6 +453,19 @@ def _policy(config: FlowPrefillConfig, cost: PrefillCost, device: str) -> Prefil
         preemption_margin_s=config.preemption_margin_ms / 1000.0,
         min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
     )
+
+
+def _admission_modes(config: FlowPrefillConfig, classes: SloClasses) -> set[AdmissionMode]:
+    server_mode = cast("AdmissionMode", config.admission)
+    return {server_mode} | {classes.admission_mode(name, server_mode) for name in classes.by_name}
+
+
+def _admission(config: FlowPrefillConfig, classes: SloClasses) -> AdmissionByClass | None:
+    """Return what judges new requests; None if every one is admitted."""
+    if _admission_modes(config, classes) == {"off"} and config.max_waiting is None:
+        return None
+    control = AdmissionControl(cast("AdmissionMode", config.admission), config.max_waiting)
+    return AdmissionByClass(control, classes)
 
 
 def _needs_quiet_engine(message: Any) -> bool:

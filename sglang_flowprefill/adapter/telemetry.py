@@ -3,15 +3,18 @@
 The loop reports each thing that happens once, here; who wants to know of it is decided here.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
 from sglang_flowprefill.core import (
+    ClassAttainment,
     Decision,
     Event,
     EventKind,
+    PredictionError,
     PrefillBatch,
     PrefillRequest,
     SchedulerView,
@@ -32,6 +35,7 @@ class Telemetry:
         self._metrics = metrics
         self._timeline = timeline
         self._recorder = StatisticsRecorder()
+        self._num_not_admitted: Counter[str] = Counter()
 
     def on_event(self, kind: EventKind) -> None:
         """Something happened that causes a round."""
@@ -112,11 +116,25 @@ class Telemetry:
         attained = self._recorder.on_first_token(request, now_s)
         self._metrics.on_first_token(request.slo.class_name, is_attained=attained)
 
+    def on_not_admitted(self, request: PrefillRequest, *, is_rejected: bool) -> None:
+        """A new request was refused, or put behind all others."""
+        self._num_not_admitted["rejected" if is_rejected else "degraded"] += 1
+        self._metrics.on_not_admitted(request.slo.class_name, is_rejected=is_rejected)
+
+    def on_prediction(self, error: PredictionError) -> None:
+        """The predictor was compared with what a prefill took."""
+        self._metrics.on_prediction(error.median_absolute, error.bias)
+
     def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
         """A decode step ran."""
         self._recorder.num_decode_steps += 1
         if self._timeline is not None:
             self._timeline.on_decode(start_s, end_s, num_requests=num_requests)
+
+    @property
+    def attainment(self) -> Mapping[str, ClassAttainment]:
+        """First tokens by SLO class."""
+        return self._recorder.statistics().attainment
 
     def describe(self) -> dict[str, Any]:
         """Return the statistics as plain values."""
@@ -129,6 +147,8 @@ class Telemetry:
             "num_cancelled": statistics.num_cancelled,
             "num_restarts": statistics.num_restarts,
             "lost_s": round(statistics.lost_s, 6),
+            "num_rejected": self._num_not_admitted["rejected"],
+            "num_degraded": self._num_not_admitted["degraded"],
             "num_decode_steps": statistics.num_decode_steps,
             "attainment": {
                 name: {"num_finished": a.num_finished, "num_attained": a.num_attained}

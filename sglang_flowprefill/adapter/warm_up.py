@@ -11,7 +11,6 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_flowprefill.adapter.requests import attach_prefill_request, scheduler_clock_s
-from sglang_flowprefill.core import Slo
 
 if TYPE_CHECKING:
     from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
@@ -97,5 +96,5 @@ def _random_request(engine: "FlowPrefillScheduler", num_tokens: int) -> Req:
         eos_token_ids=engine.model_config.hf_eos_token_id,
         vocab_size=vocab_size,
     )
-    attach_prefill_request(req, Slo(1.0), scheduler_clock_s(), time.time())
+    attach_prefill_request(req, engine.slo_resolver, scheduler_clock_s(), time.time())
     return req

@@ -3,7 +3,21 @@
 Sees ``core`` only, so that clients, the tokenizer process and tests can use it without an engine.
 """
 
+from sglang_flowprefill.api.classes import SloClass, SloClasses, load_slo_classes
 from sglang_flowprefill.api.http import SloMiddleware
-from sglang_flowprefill.api.slo import HeaderSlo, SloClasses, SloResolver, load_slo_classes
+from sglang_flowprefill.api.matching import MatchRule
+from sglang_flowprefill.api.overload import Rejection, reject, rejection_in
+from sglang_flowprefill.api.slo import HeaderSlo, SloResolver
 
-__all__ = ["HeaderSlo", "SloClasses", "SloMiddleware", "SloResolver", "load_slo_classes"]
+__all__ = [
+    "HeaderSlo",
+    "MatchRule",
+    "Rejection",
+    "SloClass",
+    "SloClasses",
+    "SloMiddleware",
+    "SloResolver",
+    "load_slo_classes",
+    "reject",
+    "rejection_in",
+]

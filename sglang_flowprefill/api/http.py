@@ -2,21 +2,30 @@
 
 It runs before SGLang parses the request, so that the stamp includes parsing and tokenizing, and
 so that a streaming request with a bad SLO gets a status code rather than an error event inside a
-stream that already said 200.
+stream that already said 200. What the scheduler refuses later is answered by ``answer.py``.
 """
 
-import json
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from dataclasses import replace
+from http import HTTPStatus
 from typing import Any
 
-from sglang_flowprefill.api.slo import CLASS_HEADER, TTFT_SLO_HEADER, HeaderSlo, SloResolver
+import msgspec
+
+from sglang_flowprefill.api.answer import Message, Send, replaceable_answer, send_error
+from sglang_flowprefill.api.slo import (
+    CLASS_HEADER,
+    SLO_HEADERS,
+    TPOT_SLO_HEADER,
+    TTFT_SLO_HEADER,
+    HeaderSlo,
+    SloResolver,
+)
 from sglang_flowprefill.errors import SloError
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 SCOPE_KEY = "sglang_flowprefill.header_slo"
@@ -33,45 +42,112 @@ class SloMiddleware:
         app: The wrapped application.
         resolver: The server's rules.
         wall_clock: Seconds since the epoch.
+        can_reject: True if the scheduler may refuse requests. The head of an answer then comes
+            with its first byte of body, which for a streaming ``/generate`` is its first token.
     """
 
     def __init__(
-        self, app: App, resolver: SloResolver, wall_clock: Callable[[], float] = time.time
+        self,
+        app: App,
+        resolver: SloResolver,
+        wall_clock: Callable[[], float] = time.time,
+        *,
+        can_reject: bool = False,
     ) -> None:
         self._app = app
         self._resolver = resolver
         self._wall_clock = wall_clock
+        self._can_reject = can_reject
+        self._headers = SLO_HEADERS | resolver.classes.matched_headers
+        self._field_names = [b"custom_params"]
+        if resolver.classes.matches_models:
+            self._field_names.append(b"model")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http" or scope["method"] not in _METHODS:
             await self._app(scope, receive, send)
             return
-        arrival_unix_s = self._wall_clock()
         try:
-            header = _read_headers(scope, arrival_unix_s)
-            scope[SCOPE_KEY] = header
-            if scope["path"] in _BODY_ROUTES and not _is_compressed(scope):
-                body, receive = await _read_body(receive)
-                for custom_params in _custom_params(body):
-                    self._resolver.resolve(header, custom_params)
-            self._resolver.resolve(header, None)
+            receive = await self._validate(scope, receive, self._wall_clock())
         except SloError as error:
-            await _send_bad_request(send, error)
+            status = HTTPStatus.BAD_REQUEST
+            await send_error(send, status, str(error), "BadRequestError", param=error.field)
             return
-        await self._app(scope, receive, send)
+        if not self._can_reject:
+            await self._app(scope, receive, send)
+            return
+        async with replaceable_answer(send) as answer:
+            await self._app(scope, receive, answer.send)
+
+    async def _validate(self, scope: Scope, receive: Receive, arrival_unix_s: float) -> Receive:
+        """Leave the ``HeaderSlo`` in the scope; return a ``receive`` with everything still in it.
+
+        Raises:
+            SloError: As ``SloResolver.resolve``.
+        """
+        header = self._read_headers(scope, arrival_unix_s)
+        if scope["path"] in _BODY_ROUTES and not _is_compressed(scope):
+            raw_body, receive = await _read_body(receive)
+            body = self._parse(raw_body)
+            header = replace(header, model=body.model if isinstance(body.model, str) else None)
+            for custom_params in body.all_custom_params():
+                self._resolver.resolve(header, custom_params)
+        self._resolver.resolve(header, None)
+        scope[SCOPE_KEY] = header
+        return receive
+
+    def _read_headers(self, scope: Scope, arrival_unix_s: float) -> HeaderSlo:
+        found: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name = raw_name.decode("latin-1").lower()
+            if name not in self._headers:
+                continue
+            value = raw_value.decode("latin-1").strip()
+            if name not in found:
+                found[name] = value
+            elif name in SLO_HEADERS:
+                raise SloError(name, "was sent more than once")
+            else:
+                found[name] += ", " + value  # what repeating a header means in HTTP
+        return HeaderSlo(
+            arrival_unix_s,
+            found.pop(TTFT_SLO_HEADER, None),
+            found.pop(CLASS_HEADER, None),
+            found.pop(TPOT_SLO_HEADER, None),
+            found,
+        )
+
+    def _parse(self, raw_body: bytes) -> "_Body":
+        """Parse what matters of a body, if anything in it may.
+
+        Most bodies have nothing, and long prompts make parsing costly: look at the bytes first.
+        """
+        if any(name in raw_body for name in self._field_names):
+            try:
+                return msgspec.json.decode(raw_body, type=_Body)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                pass  # SGLang's own parser words that error
+        return _NOTHING_OF_OURS
 
 
-def _read_headers(scope: Scope, arrival_unix_s: float) -> HeaderSlo:
-    found: dict[str, str] = {}
-    for raw_name, raw_value in scope["headers"]:
-        name = raw_name.decode("latin-1").lower()
-        if name not in (TTFT_SLO_HEADER, CLASS_HEADER):
-            continue
-        if name in found:
-            raise SloError(name, "was sent more than once")
-        found[name] = raw_value.decode("latin-1").strip()
-    return HeaderSlo(arrival_unix_s, found.get(TTFT_SLO_HEADER), found.get(CLASS_HEADER))
+class _Body(msgspec.Struct):
+    """What matters of a generate or OpenAI body; the rest is skipped, not built."""
+
+    custom_params: Any = None
+    sampling_params: Any = None
+    model: Any = None
+
+    def all_custom_params(self) -> Iterator[Any]:
+        """Yield every ``custom_params``: OpenAI's, or those of each prompt of ``/generate``."""
+        yield self.custom_params
+        several = self.sampling_params
+        for params in several if isinstance(several, list) else [several]:
+            if isinstance(params, dict):
+                yield params.get("custom_params")
+
+
+_NOTHING_OF_OURS = _Body()
 
 
 def _is_compressed(scope: Scope) -> bool:
@@ -95,43 +171,3 @@ async def _read_body(receive: Receive) -> tuple[bytes, Receive]:
         return await receive() if message is None else message
 
     return body, replay
-
-
-def _custom_params(body: bytes) -> Iterator[Any]:
-    """Yield every ``custom_params`` of a generate or OpenAI body.
-
-    Most bodies have none, and long prompts make parsing costly: look at the bytes first.
-    """
-    if b"custom_params" not in body:
-        return
-    try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        return  # SGLang's own parser words that error
-    if not isinstance(parsed, dict):
-        return
-    sampling_params = parsed.get("sampling_params")
-    for holder in [
-        parsed,
-        *(sampling_params if isinstance(sampling_params, list) else [sampling_params]),
-    ]:
-        if isinstance(holder, dict) and "custom_params" in holder:
-            yield holder["custom_params"]
-
-
-async def _send_bad_request(send: Send, error: SloError) -> None:
-    content = {
-        "error": {
-            "message": str(error),
-            "type": "BadRequestError",
-            "param": error.field,
-            "code": 400,
-        }
-    }
-    body = json.dumps(content).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -1,101 +1,86 @@
 """From what a caller wrote to one validated ``Slo``.
 
-Sources, all optional: header ``x-slo-ttft-ms``, header ``x-slo-class``, body
-``custom_params.ttft_slo_ms``, body ``custom_params.slo_class``. A header and a body field that
-disagree are an error, not a precedence rule. Milliseconds beat the class's own value; without
-either, the class, then the server's default applies.
+Sources, all optional: headers ``x-slo-ttft-ms``, ``x-slo-tpot-ms`` and ``x-slo-class``, body fields
+``ttft_slo_ms``, ``tpot_slo_ms`` and ``slo_class`` of ``custom_params``. A header and a body field
+that disagree are an error, not a precedence rule. Milliseconds beat the class's own value. A
+request that names neither TTFT milliseconds nor a class gets the class of the first rule that
+holds (``matching.py``), else the server's default.
+
+Two processes take part. The one that speaks HTTP validates, decides as far as it can, and writes
+a *stamp* into ``custom_params``. Rules that ask for the length of the prompt are decided by the
+scheduler process, which reads the stamp and knows the length.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import msgspec
-
+from sglang_flowprefill.api.classes import (
+    DEFAULT_CLASS,
+    SloClass,
+    SloClasses,
+    load_slo_classes,
+    tpot_problem,
+    ttft_problem,
+)
 from sglang_flowprefill.core import Slo
-from sglang_flowprefill.errors import ConfigError, SloError
+from sglang_flowprefill.errors import SloError
+
+__all__ = ["HeaderSlo", "SloClass", "SloClasses", "SloResolver", "load_slo_classes"]
 
 TTFT_SLO_KEY = "ttft_slo_ms"
+TPOT_SLO_KEY = "tpot_slo_ms"
 CLASS_KEY = "slo_class"
+
 ARRIVAL_KEY = "flowprefill_arrival_unix_s"
 """Written by the server, overwritten if a caller sends it: callers do not choose their arrival."""
 
+RULES_KEY = "flowprefill_slo_rules"
+"""Written by the server: indices of rules that hold if the prompt is as long as they ask for."""
+
 TTFT_SLO_HEADER = "x-slo-ttft-ms"
+TPOT_SLO_HEADER = "x-slo-tpot-ms"
 CLASS_HEADER = "x-slo-class"
+SLO_HEADERS = frozenset({TTFT_SLO_HEADER, TPOT_SLO_HEADER, CLASS_HEADER})
 
-DEFAULT_CLASS = "default"
-MIN_TTFT_SLO_MS = 1.0
-MAX_TTFT_SLO_MS = 24 * 3600 * 1000.0
+_SERVER_KEYS = frozenset({ARRIVAL_KEY, RULES_KEY})
 
-_FLAG = "--flowprefill-slo-config"
-
-
-class _ClassEntry(msgspec.Struct, forbid_unknown_fields=True):
-    ttft_slo_ms: float
-
-
-class _ClassFile(msgspec.Struct, forbid_unknown_fields=True):
-    classes: dict[str, _ClassEntry]
-    default: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SloClasses:
-    """Named objectives of a server.
-
-    Attributes:
-        ttft_slo_ms: Milliseconds by class name.
-        default: What a request without SLO and class gets.
-    """
-
-    ttft_slo_ms: Mapping[str, float]
-    default: Slo
-
-
-def load_slo_classes(path: str | None, default_ttft_slo_ms: float) -> SloClasses:
-    """Read the class file; without one there is only the default class.
-
-    Args:
-        path: YAML file, or None.
-        default_ttft_slo_ms: Objective of the default class where the file names none.
-
-    Raises:
-        ConfigError: The file is missing or malformed, or a value is out of range.
-    """
-    if path is None:
-        return SloClasses({}, Slo(default_ttft_slo_ms / 1000.0, DEFAULT_CLASS))
-    try:
-        parsed = msgspec.yaml.decode(Path(path).read_bytes(), type=_ClassFile)
-    except OSError as error:
-        raise ConfigError(_FLAG, path, f"cannot read the file: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise ConfigError(_FLAG, path, f"not a valid SLO class file: {error}") from error
-    table = {name: entry.ttft_slo_ms for name, entry in parsed.classes.items()}
-    for name, value in table.items():
-        if problem := _ttft_problem(value):
-            raise ConfigError(f"{_FLAG}: classes.{name}.ttft_slo_ms", value, problem)
-    if parsed.default is None:
-        return SloClasses(table, Slo(default_ttft_slo_ms / 1000.0, DEFAULT_CLASS))
-    if parsed.default not in table:
-        raise ConfigError(f"{_FLAG}: default", parsed.default, f"choose one of {_names(table)}")
-    return SloClasses(table, Slo(table[parsed.default] / 1000.0, parsed.default))
+Problem = Callable[[float], str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderSlo:
-    """What the headers of one HTTP request say.
+    """What one HTTP request says outside of ``custom_params``.
 
     Attributes:
         arrival_unix_s: When the server received the request head.
         ttft_slo_ms: Header ``x-slo-ttft-ms``, unparsed.
         class_name: Header ``x-slo-class``.
+        tpot_slo_ms: Header ``x-slo-tpot-ms``, unparsed.
+        matched_headers: The headers that rules look at, by lower-case name.
+        model: The body's ``model``, where it was read: for rules only.
     """
 
     arrival_unix_s: float
     ttft_slo_ms: str | None = None
     class_name: str | None = None
+    tpot_slo_ms: str | None = None
+    matched_headers: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """What a caller asks for, validated."""
+
+    class_name: str | None
+    ttft_slo_ms: float | None
+    tpot_slo_ms: float | None
+
+    @property
+    def can_match(self) -> bool:
+        """True if rules may choose the class."""
+        return self.class_name is None and self.ttft_slo_ms is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,63 +89,131 @@ class SloResolver:
 
     classes: SloClasses
 
-    def resolve(self, header: HeaderSlo | None, custom_params: Any) -> Slo:
+    def resolve(
+        self, header: HeaderSlo | None, custom_params: Any, num_prompt_tokens: int | None = None
+    ) -> Slo:
         """Return the SLO of one request.
 
         Args:
-            header: The HTTP request's headers, None outside HTTP.
+            header: The HTTP request outside of its ``custom_params``, None outside HTTP.
             custom_params: ``sampling_params.custom_params`` as received.
+            num_prompt_tokens: Length of the prompt; None if unknown, which no rule that asks for
+                lengths matches.
 
         Raises:
             SloError: A value is malformed, out of range, unknown or contradictory.
         """
-        if custom_params is None:
-            custom_params = {}
-        if not isinstance(custom_params, Mapping):
-            raise SloError("custom_params", "must be an object of named values")
-        class_name = _agreed(
-            CLASS_HEADER, header and header.class_name, CLASS_KEY, custom_params.get(CLASS_KEY)
-        )
-        if class_name is not None and not self._is_known(class_name):
-            known = _names(self.classes.ttft_slo_ms) or "none (see --flowprefill-slo-config)"
-            raise SloError(CLASS_KEY, f"unknown SLO class {str(class_name)[:64]!r}; known: {known}")
-        from_header = None if header is None else header.ttft_slo_ms
-        ttft_slo_ms = _agreed(
-            TTFT_SLO_HEADER,
-            None if from_header is None else _parse_header_ms(from_header),
-            TTFT_SLO_KEY,
-            _parse_body_ms(custom_params.get(TTFT_SLO_KEY)),
-        )
-        if class_name is None:
-            default = self.classes.default
-            return default if ttft_slo_ms is None else Slo(ttft_slo_ms / 1000.0, DEFAULT_CLASS)
-        if ttft_slo_ms is None:
-            ttft_slo_ms = self.classes.ttft_slo_ms[class_name]
-        return Slo(ttft_slo_ms / 1000.0, class_name)
-
-    def _is_known(self, class_name: Any) -> bool:
-        return isinstance(class_name, str) and class_name in self.classes.ttft_slo_ms
+        stated = self._stated(header, custom_params)
+        if not stated.can_match:
+            return self._as_stated(stated)
+        return self._matched(stated, self._candidates(header), num_prompt_tokens)
 
     def stamped_params(
         self, header: HeaderSlo | None, custom_params: Any, now_unix_s: float
     ) -> Any:
-        """Return ``custom_params`` as the scheduler expects them, all three keys filled in.
+        """Return ``custom_params`` as the scheduler expects them.
+
+        They hold the TTFT objective, the class and the arrival; the TPOT objective if the caller
+        stated one; and the rules that the length of the prompt decides on, if there are any, in
+        which case objective and class are what applies if none of these matches.
 
         Args:
-            header: The HTTP request's headers, None outside HTTP.
+            header: The HTTP request outside of its ``custom_params``, None outside HTTP.
             custom_params: As received; not changed.
             now_unix_s: Arrival where no header carries one.
 
         Raises:
             SloError: As ``resolve``.
         """
-        slo = self.resolve(header, custom_params)
-        return {
-            **(custom_params or {}),
+        stated = self._stated(header, custom_params)
+        rules = self._candidates(header) if stated.can_match else []
+        slo = self._matched(stated, rules, None) if stated.can_match else self._as_stated(stated)
+        stamp = {
             TTFT_SLO_KEY: slo.ttft_s * 1000.0,
             CLASS_KEY: slo.class_name,
             ARRIVAL_KEY: now_unix_s if header is None else header.arrival_unix_s,
         }
+        if stated.tpot_slo_ms is not None:
+            stamp[TPOT_SLO_KEY] = stated.tpot_slo_ms
+        if undecided := [i for i in rules if self.classes.rules[i].asks_for_length]:
+            stamp[RULES_KEY] = undecided
+        others = {k: v for k, v in (custom_params or {}).items() if k not in _SERVER_KEYS}
+        return {**others, **stamp}
+
+    def stamped_slo(self, custom_params: Mapping[str, Any] | None, num_prompt_tokens: int) -> Slo:
+        """Return the SLO that a stamp means for a prompt of this length.
+
+        Trusts the stamp: every request has got its own in the process that speaks HTTP. Without
+        one (warm-up requests of the engine) the server's default applies.
+        """
+        params = custom_params or {}
+        tpot_slo_ms = params.get(TPOT_SLO_KEY)
+        for index in params.get(RULES_KEY, ()):
+            rule = self.classes.rules[index]
+            if rule.holds_for_length(num_prompt_tokens):
+                return self.classes.slo(rule.class_name, tpot_slo_ms=tpot_slo_ms)
+        if TTFT_SLO_KEY not in params:
+            return self.classes.default
+        name = params.get(CLASS_KEY, DEFAULT_CLASS)
+        if name not in self.classes.by_name:
+            name = DEFAULT_CLASS  # names become labels of metrics, of which there must be few
+        return self.classes.slo(name, params[TTFT_SLO_KEY], tpot_slo_ms)
+
+    def _stated(self, header: HeaderSlo | None, custom_params: Any) -> _Stated:
+        if custom_params is None:
+            custom_params = {}
+        if not isinstance(custom_params, Mapping):
+            raise SloError("custom_params", "must be an object of named values")
+        said = HeaderSlo(0.0) if header is None else header
+        class_name = _agreed(CLASS_HEADER, said.class_name, CLASS_KEY, custom_params.get(CLASS_KEY))
+        if class_name is not None and not self._is_known(class_name):
+            known = ", ".join(sorted(self.classes.by_name)) or "none (see --flowprefill-slo-config)"
+            raise SloError(CLASS_KEY, f"unknown SLO class {str(class_name)[:64]!r}; known: {known}")
+        return _Stated(
+            class_name,
+            _agreed(
+                TTFT_SLO_HEADER,
+                _parse_header_ms(TTFT_SLO_HEADER, said.ttft_slo_ms, ttft_problem),
+                TTFT_SLO_KEY,
+                _parse_body_ms(TTFT_SLO_KEY, custom_params.get(TTFT_SLO_KEY), ttft_problem),
+            ),
+            _agreed(
+                TPOT_SLO_HEADER,
+                _parse_header_ms(TPOT_SLO_HEADER, said.tpot_slo_ms, tpot_problem),
+                TPOT_SLO_KEY,
+                _parse_body_ms(TPOT_SLO_KEY, custom_params.get(TPOT_SLO_KEY), tpot_problem),
+            ),
+        )
+
+    def _is_known(self, class_name: Any) -> bool:
+        return isinstance(class_name, str) and class_name in self.classes.by_name
+
+    def _as_stated(self, stated: _Stated) -> Slo:
+        """Return the SLO of a request that names milliseconds, a class or both."""
+        class_name = DEFAULT_CLASS if stated.class_name is None else stated.class_name
+        return self.classes.slo(class_name, stated.ttft_slo_ms, stated.tpot_slo_ms)
+
+    def _candidates(self, header: HeaderSlo | None) -> Sequence[int]:
+        """Return the rules whose headers and model hold, up to one that takes all lengths."""
+        headers, model = ({}, None) if header is None else (header.matched_headers, header.model)
+        found = []
+        for index, rule in enumerate(self.classes.rules):
+            if rule.holds_at_the_door(headers, model):
+                found.append(index)
+                if not rule.asks_for_length:
+                    break
+        return found
+
+    def _matched(self, stated: _Stated, rules: Sequence[int], num_prompt_tokens: int | None) -> Slo:
+        """Return the SLO by the first rule that holds for this length, else the default."""
+        for index in rules:
+            rule = self.classes.rules[index]
+            if rule.holds_for_length(num_prompt_tokens):
+                return self.classes.slo(rule.class_name, tpot_slo_ms=stated.tpot_slo_ms)
+        default = self.classes.default
+        if stated.tpot_slo_ms is None:
+            return default
+        return replace(default, tpot_s=stated.tpot_slo_ms / 1000.0)
 
 
 def _agreed(header_name: str, from_header: Any, body_name: str, from_body: Any) -> Any:
@@ -171,36 +224,28 @@ def _agreed(header_name: str, from_header: Any, body_name: str, from_body: Any) 
     return from_body if from_header is None else from_header
 
 
-def _parse_header_ms(text: str) -> float:
+def _parse_header_ms(name: str, text: str | None, problem: Problem) -> float | None:
+    if text is None:
+        return None
     try:
         value = float(text)
     except ValueError:
-        raise SloError(TTFT_SLO_HEADER, f"must be milliseconds, got {text[:64]!r}") from None
-    return _checked_ms(TTFT_SLO_HEADER, value)
+        raise SloError(name, f"must be milliseconds, got {text[:64]!r}") from None
+    return _checked_ms(name, value, problem)
 
 
-def _parse_body_ms(value: Any) -> float | None:
+def _parse_body_ms(name: str, value: Any, problem: Problem) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SloError(TTFT_SLO_KEY, f"must be a number of milliseconds, got {str(value)[:64]!r}")
+        raise SloError(name, f"must be a number of milliseconds, got {str(value)[:64]!r}")
     try:
-        return _checked_ms(TTFT_SLO_KEY, float(value))
+        return _checked_ms(name, float(value), problem)
     except OverflowError:
-        raise SloError(TTFT_SLO_KEY, "is too large") from None
+        raise SloError(name, "is too large") from None
 
 
-def _checked_ms(field: str, value: float) -> float:
-    if problem := _ttft_problem(value):
-        raise SloError(field, f"{problem}, got {value:g}")
+def _checked_ms(name: str, value: float, problem: Problem) -> float:
+    if (what := problem(value)) is not None:
+        raise SloError(name, f"{what}, got {value:g}")
     return value
-
-
-def _ttft_problem(value_ms: float) -> str | None:
-    if math.isfinite(value_ms) and MIN_TTFT_SLO_MS <= value_ms <= MAX_TTFT_SLO_MS:
-        return None
-    return f"must be between {MIN_TTFT_SLO_MS:g} and {MAX_TTFT_SLO_MS:g} milliseconds"
-
-
-def _names(table: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(table))

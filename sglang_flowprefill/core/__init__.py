@@ -8,7 +8,15 @@ Words: a *request* is one prompt; a *batch* is one or more requests whose prefil
 forward pass (one operator cursor in the executor); a *round* is one call of ``decide``.
 """
 
+from sglang_flowprefill.core.admission import (
+    AdmissionControl,
+    AdmissionDecision,
+    Admit,
+    Degrade,
+    Reject,
+)
 from sglang_flowprefill.core.batch import BatchState, PrefillBatch
+from sglang_flowprefill.core.calibration import Calibration, Observation, PredictionError
 from sglang_flowprefill.core.decision import (
     Decision,
     DropBatches,
@@ -17,10 +25,12 @@ from sglang_flowprefill.core.decision import (
     StartBatch,
     Wait,
 )
+from sglang_flowprefill.core.decode import DecodePacing, DecodeView, RunningRequest
 from sglang_flowprefill.core.events import Event, EventKind
 from sglang_flowprefill.core.memory import Release
 from sglang_flowprefill.core.policies import (
     POLICIES,
+    DegradedLast,
     Edf,
     Fcfs,
     Hrrn,
@@ -35,7 +45,6 @@ from sglang_flowprefill.core.predictor import PrefillCost
 from sglang_flowprefill.core.request import PrefillRequest, Slo
 from sglang_flowprefill.core.scheduler import (
     BlockedRequest,
-    DecodeView,
     PrefillScheduler,
     SchedulerView,
 )
@@ -43,27 +52,38 @@ from sglang_flowprefill.core.stats import ClassAttainment, SchedulerStatistics, 
 
 __all__ = [
     "POLICIES",
+    "AdmissionControl",
+    "AdmissionDecision",
+    "Admit",
     "BatchState",
     "BlockedRequest",
+    "Calibration",
     "Candidate",
     "ClassAttainment",
     "Decision",
+    "DecodePacing",
     "DecodeView",
+    "Degrade",
+    "DegradedLast",
     "DropBatches",
     "Edf",
     "Event",
     "EventKind",
     "Fcfs",
     "Hrrn",
+    "Observation",
     "Policy",
     "PolicyOptions",
+    "PredictionError",
     "PrefillBatch",
     "PrefillCost",
     "PrefillRequest",
     "PrefillScheduler",
+    "Reject",
     "Release",
     "ResumeBatch",
     "RunDecode",
+    "RunningRequest",
     "SEdf",
     "SEdfPaper",
     "SchedulerStatistics",

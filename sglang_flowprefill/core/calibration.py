@@ -30,7 +30,7 @@ _SCALE_WINDOW = 25
 _MARGIN_WINDOW = 64
 _ERROR_WINDOW = 128
 _SETTLING = 0.02  # share of the scale, as a power, that moves into the shape per observation
-_LEAST_FOR_MARGIN = 10  # fewer say nothing about a quantile
+_LEAST_FOR_QUANTILE = 10  # fewer say nothing about a quantile
 _FORGETTING = 0.99
 _PULL = 0.05  # of the start-up profile, in observations
 _OUTLIER = 0.3  # relative error from which an observation loses weight
@@ -188,6 +188,7 @@ class Calibration:
             actual_s / max(_dot(terms, self.factors), _LEAST_S)
             for terms, actual_s in self._recent[-_SCALE_WINDOW:]
         ]
+        ratios += [1.0] * (_LEAST_FOR_QUANTILE - len(ratios))  # the first may be a warm-up
         scale = min(max(median(ratios), 1.0 / _MAX_FACTOR), _MAX_FACTOR)
         moved = scale**_SETTLING
         a, b, c, d = (min(moved * factor, _MAX_FACTOR) for factor in self.factors)
@@ -200,7 +201,7 @@ class Calibration:
 
     def _with_margin(self) -> "Calibration":
         """Take a quantile of how much longer recent prefills took than would be predicted now."""
-        if len(self._recent) < _LEAST_FOR_MARGIN:
+        if len(self._recent) < _LEAST_FOR_QUANTILE:
             return self
         ratios = sorted(actual_s / self._predict_s(terms) for terms, actual_s in self._recent)
         quantile = ratios[int(_QUANTILE * len(ratios))]

@@ -8,10 +8,17 @@ from sglang_flowprefill.core.request import PrefillRequest
 
 @dataclass(frozen=True, slots=True)
 class StartBatch:
-    """Prefill these waiting requests together, the first being the head."""
+    """Prefill these waiting requests together, the first being the head.
+
+    Attributes:
+        requests: Head and passengers.
+        reason: Why.
+        review_s: As in ``ResumeBatch``.
+    """
 
     requests: tuple[PrefillRequest, ...]
     reason: str
+    review_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +29,7 @@ class ResumeBatch:
         batch_id: The batch.
         reason: Why.
         review_s: Time of a timer event that should cause another round, if none comes before:
-            somebody waits for memory, and cannot wait much longer than this.
+            somebody waits, for memory or with a decode step, and should not wait longer.
     """
 
     batch_id: int

@@ -22,6 +22,7 @@ class Candidate:
         arrival_s: When it arrived.
         ttft_slo_s: Its objective in seconds.
         remaining_s: Predicted seconds of prefill still needed.
+        is_degraded: Admitted only to be served after others.
         deadline_s: Latest time of a first token that meets the objective.
         latest_start_s: Latest time to run on undisturbed and meet the deadline. From then on it
             is doomed.
@@ -30,6 +31,7 @@ class Candidate:
     arrival_s: float
     ttft_slo_s: float
     remaining_s: float
+    is_degraded: bool = False
     deadline_s: float = field(init=False)
     latest_start_s: float = field(init=False)
 
@@ -50,7 +52,10 @@ class Candidate:
         whatever the sign of anybody's slack.
         """
         return Candidate(
-            self.arrival_s - margin_s, self.ttft_slo_s, max(self.remaining_s - margin_s, 0.0)
+            self.arrival_s - margin_s,
+            self.ttft_slo_s,
+            self.remaining_s - margin_s,
+            self.is_degraded,
         )
 
 

@@ -5,15 +5,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """A time-to-first-token objective.
+    """Latency objectives.
 
     Attributes:
         ttft_s: Allowed seconds from arrival to first token; positive and finite.
         class_name: Name under which attainment is reported.
+        tpot_s: Allowed seconds from each token to the next; None for the server's default.
+        decode_first: Its decode steps run when due, even if that makes a first token late.
     """
 
     ttft_s: float
     class_name: str = "default"
+    tpot_s: float | None = None
+    decode_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class PrefillRequest:
         num_uncached_tokens: Tokens to compute.
         num_cached_tokens: Tokens whose KV is in the prefix cache already.
         num_restarts: How often its prefill was dropped for somebody else's memory.
+        is_degraded: Admitted only to be served after others.
     """
 
     request_id: str
@@ -36,6 +41,7 @@ class PrefillRequest:
     num_uncached_tokens: int
     num_cached_tokens: int = 0
     num_restarts: int = 0
+    is_degraded: bool = False
 
     @property
     def deadline_s(self) -> float:

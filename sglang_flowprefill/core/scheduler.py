@@ -3,7 +3,7 @@
 Owns no queue and no state. The caller describes the world in a ``SchedulerView``; nothing can
 therefore be lost, forgotten or doubled here. The order of the questions is the policy:
 
-1. Is a decode step due?                                 -> run it
+1. Is a decode step due, and can it not wait?            -> run it
 2. Who is first in the policy's order?                   -> nobody: decode, else wait
 3. Would it have to preempt, and is that worth it?       -> if not, the current one goes on
 4. Is there memory for it?                               -> if not, make room or run the next
@@ -16,7 +16,7 @@ have come free.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sglang_flowprefill.core.batch import PrefillBatch
 from sglang_flowprefill.core.batching import (
@@ -34,6 +34,7 @@ from sglang_flowprefill.core.decision import (
     StartBatch,
     Wait,
 )
+from sglang_flowprefill.core.decode import DecodeView
 from sglang_flowprefill.core.memory import (
     RankedBatch,
     Release,
@@ -47,23 +48,13 @@ from sglang_flowprefill.core.request import PrefillRequest
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeView:
-    """Requests past their prefill that want their next token.
-
-    Attributes:
-        due_s: When the next decode step should run at the latest.
-    """
-
-    due_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class BlockedRequest:
     """A waiting request that the engine could not give memory.
 
     Attributes:
         request: One of the waiting requests.
-        num_missing_tokens: KV slots that it lacks.
+        num_missing_tokens: KV slots that it lacks; 0 if the engine turned it away for another
+            reason.
     """
 
     request: PrefillRequest
@@ -180,26 +171,46 @@ class PrefillScheduler:
 
     def decide(self, view: SchedulerView, now_s: float) -> Decision:
         """Decide what runs next. Pure: equal arguments give equal decisions."""
-        if view.decode is not None and now_s >= view.decode.due_s:
-            return RunDecode("decode step due")
-        found = self._look(view, now_s)
-        first = found.first
-        if first is None:
-            return self._without_prefill(view)
-        current = _runnable_current(view)
-        if current is not None and not self._may_preempt(current, first, now_s):
-            return ResumeBatch(current.batch_id, "current prefill goes on")
-        if first.batch is None and first is found.head:
-            first = self._within_budget(first, view)
-        if not first.shortage.is_covered:
-            return self._without_room(first, found, view, now_s)
-        if first.batch is not None:
-            return ResumeBatch(first.batch.batch_id, "first in policy order")
-        return self._start(first, found, view, now_s)
+        decode = view.decode
+        if decode is None or now_s < decode.due_s:
+            return self._decide_prefill(view, now_s)
+        if decode.step_s > 0.0 and now_s < decode.limit_s:
+            decision = self._decide_prefill(view, now_s)
+            if (
+                isinstance(decision, StartBatch | ResumeBatch)
+                and 0.0 < self._slack_s(decision, view, now_s) <= decode.step_s
+            ):
+                return replace(decision, review_s=min(decision.review_s, decode.limit_s))
+        return RunDecode("decode step due")
 
     def predict_s(self, requests: Sequence[PrefillRequest]) -> float:
         """Predict the seconds of one forward pass over these requests."""
         return self.cost.predict_s(requests)
+
+    def predicted_wait_s(self, request: PrefillRequest, view: SchedulerView, now_s: float) -> float:
+        """Predict how long everything takes that goes before a request, if nobody else comes.
+
+        Waiting requests are counted as if every batch were full: the launch overhead is shared
+        by as many tokens as a batch may have. The other way round nobody would be admitted.
+        """
+        own_key = self.policy.key(self._candidate(request), now_s)
+        started_s = sum(r.batch.remaining_s for r in self._ranked(view, now_s) if r.key <= own_key)
+        key, candidates = self.policy.key, self._memo.of(view.waiting)
+        ahead = [
+            (other, candidate.remaining_s)
+            for other, candidate in zip(view.waiting, candidates, strict=True)
+            if key(candidate, now_s) <= own_key
+        ]
+        return started_s + self._batched_s(ahead)
+
+    def predicted_turnover_s(self, view: SchedulerView) -> float:
+        """Predict how long it takes on average until one more request has been prefilled."""
+        candidates = self._memo.of(view.waiting)
+        seconds = [candidate.remaining_s for candidate in candidates]
+        work_s = self._batched_s(list(zip(view.waiting, seconds, strict=True)))
+        work_s += sum(batch.remaining_s for batch in view.batches)
+        num_requests = len(view.waiting) + sum(len(batch.requests) for batch in view.batches)
+        return work_s / max(num_requests, 1)
 
     def must_reserve_all(self, request: PrefillRequest) -> bool:
         """Tell whether a request may start only once its whole need of memory is free.
@@ -217,6 +228,41 @@ class PrefillScheduler:
         droppable = [r for r in self._ranked(view, now_s) if not self._is_immune(r.batch)]
         last = max(droppable, key=lambda r: (r.key, -r.batch.run_s), default=None)
         return None if last is None else last.batch.batch_id
+
+    def _slack_s(
+        self, decision: StartBatch | ResumeBatch, view: SchedulerView, now_s: float
+    ) -> float:
+        """Return how long the most urgent first token that a decision brings could still wait."""
+        if isinstance(decision, StartBatch):
+            return decision.requests[0].deadline_s - now_s - self.predict_s(decision.requests)
+        (batch,) = (b for b in view.batches if b.batch_id == decision.batch_id)
+        return self._batch_candidate(batch, now_s).slack_s(now_s)
+
+    def _decide_prefill(self, view: SchedulerView, now_s: float) -> Decision:
+        """Decide as if no decode step were due."""
+        found = self._look(view, now_s)
+        first = found.first
+        if first is None:
+            return self._without_prefill(view)
+        current = _runnable_current(view)
+        if current is not None and not self._may_preempt(current, first, now_s):
+            return ResumeBatch(current.batch_id, "current prefill goes on")
+        if first.batch is None and first is found.head:
+            first = self._within_budget(first, view)
+        if not first.shortage.is_covered:
+            return self._without_room(first, found, view, now_s)
+        if first.batch is not None:
+            return ResumeBatch(first.batch.batch_id, "first in policy order")
+        return self._start(first, found, view, now_s)
+
+    def _batched_s(self, ahead: Sequence[tuple[PrefillRequest, float]]) -> float:
+        """Return the time of requests, given with that of each alone, in full batches."""
+        if not ahead:
+            return 0.0
+        base_s = self.cost.base_s
+        work_s = sum(max(alone_s - base_s, 0.0) for _, alone_s in ahead)
+        num_tokens = sum(request.num_uncached_tokens for request, _ in ahead)
+        return work_s + base_s * math.ceil(num_tokens / self.limits.max_tokens)
 
     # ---- who is first ----
 
@@ -258,7 +304,8 @@ class PrefillScheduler:
         ]
         if view.blocked is not None:
             candidate = self._candidate(view.blocked.request)
-            shortage = Shortage(num_kv_tokens=view.blocked.num_missing_tokens)
+            # Turned away for want of something else (a request row): dropping one may help.
+            shortage = Shortage(num_kv_tokens=max(view.blocked.num_missing_tokens, 1))
             key = self.policy.key(candidate, now_s)
             contenders.append(_Contender(key, candidate, shortage=shortage))
         return min(contenders, key=lambda c: c.key, default=None)
@@ -381,13 +428,15 @@ class PrefillScheduler:
     def _batch_candidate(self, batch: PrefillBatch, now_s: float) -> Candidate:
         """Return the member that is first in order: the batch is as urgent as that one."""
         remaining_s = batch.remaining_s
-        members = [Candidate(r.arrival_s, r.slo.ttft_s, remaining_s) for r in batch.requests]
+        members = [
+            Candidate(r.arrival_s, r.slo.ttft_s, remaining_s, r.is_degraded) for r in batch.requests
+        ]
         return min(members, key=lambda member: self.policy.key(member, now_s))
 
     def _candidate(self, request: PrefillRequest) -> Candidate:
         cost = self.cost
         alone_s = cost.total_s(cost.work_s(request))
-        return Candidate(request.arrival_s, request.slo.ttft_s, alone_s)
+        return Candidate(request.arrival_s, request.slo.ttft_s, alone_s, request.is_degraded)
 
 
 def _runnable_current(view: SchedulerView) -> PrefillBatch | None:

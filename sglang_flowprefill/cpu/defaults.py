@@ -70,6 +70,9 @@ def cpu_environment(model_path: str | None = None, num_ranks: int = 1) -> dict[s
         # took about 0.75 s without this and 0.55 s with it; alone there was no difference.
         # Sleeping at once (OMP_WAIT_POLICY=passive) made single-token steps a third slower.
         "GOMP_SPINCOUNT": "3000",
+        # When a rank dies while another lives, SGLang waits a minute for CUDA core dumps before it
+        # ends the server.
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",
     }
     if model_path is not None and Path(model_path).expanduser().is_dir():
         environment["HF_HUB_OFFLINE"] = "1"

@@ -129,7 +129,8 @@ class RowTiling:
         start_s = time.perf_counter()
         output = forward(*args, **kwargs)
         self._synchronize()
-        family.seconds_per_row.append((time.perf_counter() - start_s) / num_rows)
+        if _is_tileable(output):
+            family.seconds_per_row.append((time.perf_counter() - start_s) / num_rows)
         return output
 
 
@@ -223,6 +224,15 @@ def tile_rows(num_rows: int, max_rows: int) -> int:
 
 def _no_boundary() -> None:
     pass
+
+
+def _is_tileable(output: Any) -> bool:
+    """Tell whether tiles of this output can be put together: tensors, and nothing computed later.
+
+    A module that was not measured is never run in tiles.
+    """
+    pieces = output if isinstance(output, tuple) else (output,)
+    return all(piece is None or isinstance(piece, torch.Tensor) for piece in pieces)
 
 
 def _num_rows(args: tuple[Any, ...]) -> int:

@@ -7,11 +7,12 @@ seconds, and to let property tests drive the policy through histories no server 
 Memory is modelled as KV slots: a request holds them from the start of its prefill (or of each
 chunk of it) to its last token, and starts over when it is dropped for somebody else's.
 
-Deliberately not modelled: prefix sharing between requests, the cost of a switch (microseconds),
-grammars and aborts. Simulated numbers are no measurements.
+Deliberately not modelled: prefix sharing between requests, the cost of a switch (microseconds)
+and grammars. Simulated numbers are no measurements.
 """
 
 from sglang_flowprefill.sim.machine import MachineModel
-from sglang_flowprefill.sim.simulator import Arrival, Outcome, SimulationResult, simulate
+from sglang_flowprefill.sim.records import Arrival, Outcome, SimulationResult
+from sglang_flowprefill.sim.simulator import Simulation, simulate
 
-__all__ = ["Arrival", "MachineModel", "Outcome", "SimulationResult", "simulate"]
+__all__ = ["Arrival", "MachineModel", "Outcome", "Simulation", "SimulationResult", "simulate"]

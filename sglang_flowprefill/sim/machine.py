@@ -20,7 +20,8 @@ class MachineModel:
         cost: What a forward pass takes in all; an ``Arrival`` may deviate by its own factor.
         num_layers: Layers of the model, seven operators each.
         max_tile_s: Attention longer than this is cut into equal tiles, as the tiled kernel does.
-        decode_step_s: Seconds of one decode step, whatever its size.
+        decode_step_s: Seconds of one decode step, whatever its size...
+        decode_request_s: ...and this many more for each request in it.
         num_kv_tokens: KV slots in all; None for as many as anybody wants.
         max_chunk_tokens: A longer prompt is prefilled in several forward passes; None for one.
         bytes_per_token: Activations that a suspended prefill keeps, per token of its forward pass.
@@ -30,6 +31,7 @@ class MachineModel:
     num_layers: int = 28
     max_tile_s: float = math.inf
     decode_step_s: float = 0.0
+    decode_request_s: float = 0.0
     num_kv_tokens: int | None = None
     max_chunk_tokens: int | None = None
     bytes_per_token: int = 0

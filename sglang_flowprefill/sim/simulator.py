@@ -1,7 +1,7 @@
 """The event loop of ``adapter/event_loop.py`` on a simulated machine.
 
 Same rules: a round only after an event, one decision until the next round, a prefill yields at
-the first boundary after an event, a decode step is due ``tpot_slo_s`` after the last one. A
+the first boundary after an event, a decode step is due as ``core/decode.py`` says. A
 decision for which there is no memory is noted and decided again within the same round; what was
 noted is forgotten when memory may have come free.
 """
@@ -10,19 +10,25 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 
 from sglang_flowprefill.core import (
+    AdmissionControl,
+    Admit,
     BlockedRequest,
     Decision,
+    DecodePacing,
     DecodeView,
+    Degrade,
     DropBatches,
     EventKind,
     PrefillBatch,
     PrefillRequest,
     PrefillScheduler,
+    Reject,
     ResumeBatch,
     RunDecode,
-    SchedulerStatistics,
+    RunningRequest,
     SchedulerView,
     StartBatch,
     StatisticsRecorder,
@@ -31,71 +37,10 @@ from sglang_flowprefill.core import (
 from sglang_flowprefill.core.batch import BatchChange
 from sglang_flowprefill.sim.kv_pool import KvPool
 from sglang_flowprefill.sim.machine import MachineModel
+from sglang_flowprefill.sim.records import Arrival, Outcome, SimulationResult
 
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One request as it will really behave.
-
-    Attributes:
-        request: What the policy knows of it.
-        num_output_tokens: Tokens it wants, the first included.
-        slowdown: Actual over predicted prefill time; the worst member's holds for a batch.
-    """
-
-    request: PrefillRequest
-    num_output_tokens: int = 1
-    slowdown: float = 1.0
-
-    @property
-    def num_kv_tokens(self) -> int:
-        """KV slots that it holds in the end."""
-        request = self.request
-        return request.num_uncached_tokens + request.num_cached_tokens + self.num_output_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one request.
-
-    Attributes:
-        request: The request.
-        first_token_s: Time of its first token.
-        last_token_s: Time of its last token.
-        num_preemptions: How often other work was put in front of its unfinished prefill, since
-            its last start.
-        num_restarts: How often its prefill was dropped and started over.
-    """
-
-    request: PrefillRequest
-    first_token_s: float
-    last_token_s: float
-    num_preemptions: int
-    num_restarts: int = 0
-
-    @property
-    def ttft_s(self) -> float:
-        """Seconds from arrival to first token."""
-        return self.first_token_s - self.request.arrival_s
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """What happened.
-
-    Attributes:
-        outcomes: One per arrival, in the order given.
-        blocking_s: For each yield, seconds from the event that asked for it to the boundary.
-        decode_ends_s: When each decode step ended.
-        max_kv_tokens: Most KV slots that were in use at once.
-        statistics: As a server would report them.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    blocking_s: tuple[float, ...]
-    decode_ends_s: tuple[float, ...]
-    max_kv_tokens: int
-    statistics: SchedulerStatistics
+_AT_ONCE = DecodePacing()
+_EVERYBODY = AdmissionControl()
 
 
 def simulate(
@@ -104,6 +49,8 @@ def simulate(
     machine: MachineModel,
     *,
     tpot_slo_s: float = 0.2,
+    pacing: DecodePacing = _AT_ONCE,
+    admission: AdmissionControl = _EVERYBODY,
 ) -> SimulationResult:
     """Serve all arrivals to their last token.
 
@@ -111,25 +58,26 @@ def simulate(
         arrivals: Requests in any order.
         scheduler: The policy. Its predictor may differ from the machine's cost.
         machine: What takes how long, and how much memory there is.
-        tpot_slo_s: A decode step is due this many seconds after the last.
+        tpot_slo_s: Objective from one token to the next, of requests that have none of their own.
+        pacing: When a decode step runs beside prefills.
+        admission: What happens to hopeless requests at their arrival.
 
     Raises:
         ValueError: Two requests share an id, or one does not fit into the machine's memory.
     """
+    simulation = Simulation(
+        scheduler, machine, tpot_slo_s=tpot_slo_s, pacing=pacing, admission=admission
+    )
     given = list(arrivals)
-    if len({arrival.request.request_id for arrival in given}) != len(given):
-        raise ValueError("every simulated request needs an id of its own")
-    capacity = math.inf if machine.num_kv_tokens is None else machine.num_kv_tokens
-    if any(arrival.num_kv_tokens > capacity for arrival in given):
-        raise ValueError(f"a request needs more than the machine's {capacity} KV slots")
-    loop = _Loop(given, scheduler, machine, tpot_slo_s)
-    loop.run()
+    for arrival in given:
+        simulation.add(arrival)
+    simulation.run()
     return SimulationResult(
-        outcomes=tuple(loop.outcomes[arrival.request.request_id] for arrival in given),
-        blocking_s=tuple(loop.blocking_s),
-        decode_ends_s=tuple(loop.decode_ends_s),
-        max_kv_tokens=loop.kv.max_used,
-        statistics=loop.recorder.statistics(),
+        outcomes=tuple(simulation.outcomes[arrival.request.request_id] for arrival in given),
+        blocking_s=tuple(simulation.blocking_s),
+        decode_ends_s=tuple(simulation.decode_ends_s),
+        max_kv_tokens=simulation.kv.max_used,
+        statistics=simulation.recorder.statistics(),
     )
 
 
@@ -151,42 +99,113 @@ class _Cursor:
 class _Decoding:
     """A request past its prefill."""
 
-    prefilled: Outcome
+    outcome: Outcome
     num_tokens_left: int
+    last_token_s: float
 
 
-class _Loop:
+class Simulation:
+    """The loop, to be driven step by step; ``simulate`` drives it through a whole trace.
+
+    Args:
+        scheduler: As for ``simulate``, like the others.
+        machine: What takes how long, and how much memory there is.
+        tpot_slo_s: Default objective from one token to the next.
+        pacing: When a decode step runs beside prefills.
+        admission: What happens to hopeless requests at their arrival.
+
+    Attributes:
+        now_s: Simulated time.
+        outcomes: Of the requests that have ended, by id.
+        waiting: Requests that wait for their prefill.
+        prefills: Started and unfinished ones.
+        running_ids: Of requests past their prefill.
+        kv: The KV slots.
+        recorder: The statistics.
+        blocking_s: For each yield, seconds from the event to the boundary.
+        decode_ends_s: When each decode step ended.
+    """
+
     def __init__(
         self,
-        arrivals: list[Arrival],
         scheduler: PrefillScheduler,
         machine: MachineModel,
-        tpot_slo_s: float,
+        *,
+        tpot_slo_s: float = 0.2,
+        pacing: DecodePacing = _AT_ONCE,
+        admission: AdmissionControl = _EVERYBODY,
     ) -> None:
         self._scheduler = scheduler
         self._machine = machine
         self._tpot_slo_s = tpot_slo_s
-        self._by_id = {arrival.request.request_id: arrival for arrival in arrivals}
-        self._coming = deque(sorted((a.request for a in arrivals), key=lambda r: r.arrival_s))
-        self._now_s = 0.0
+        self._pacing = pacing
+        self._admission = admission
+        self._by_id: dict[str, Arrival] = {}
+        self._coming: list[tuple[float, int, PrefillRequest]] = []
+        self._leaving: list[tuple[float, str]] = []
         self._has_new_event = False
         self._decision: Decision = Wait("start")
-        self._waiting: list[PrefillRequest] = []
         self._blocked: BlockedRequest | None = None
         self._cursors: dict[int, _Cursor] = {}
         self._current: _Cursor | None = None
         self._decoding: list[_Decoding] = []
-        self._decode_due_s = 0.0
-        self._review_s = math.inf
+        self._last_step_end_s = -math.inf
+        self._timer_s = math.inf
         self._next_batch_id = 0
+        self._until_s = math.inf
+        self.now_s = 0.0
+        self.waiting: list[PrefillRequest] = []
         self.kv = KvPool(machine.num_kv_tokens)
         self.recorder = StatisticsRecorder()
         self.outcomes: dict[str, Outcome] = {}
         self.blocking_s: list[float] = []
         self.decode_ends_s: list[float] = []
 
-    def run(self) -> None:
-        while self._coming or self._waiting or self._cursors or self._decoding:
+    @property
+    def prefills(self) -> list[PrefillBatch]:
+        """Started and unfinished prefills."""
+        return [cursor.prefill for cursor in self._cursors.values()]
+
+    @property
+    def running_ids(self) -> list[str]:
+        """Ids of the requests past their prefill."""
+        return [decoding.outcome.request.request_id for decoding in self._decoding]
+
+    @property
+    def num_coming(self) -> int:
+        """Requests that were added and have not arrived yet."""
+        return len(self._coming)
+
+    @property
+    def has_work(self) -> bool:
+        """True if any request is still to come or has not ended."""
+        return bool(self._coming or self.waiting or self._cursors or self._decoding)
+
+    def add(self, arrival: Arrival) -> None:
+        """Let a request come, at its arrival time.
+
+        Raises:
+            ValueError: Its id has been used, or it does not fit into the machine's memory.
+        """
+        request = arrival.request
+        if request.request_id in self._by_id:
+            raise ValueError("every simulated request needs an id of its own")
+        capacity = self._machine.num_kv_tokens
+        if capacity is not None and arrival.num_kv_tokens > capacity:
+            raise ValueError(f"a request needs more than the machine's {capacity} KV slots")
+        heappush(self._coming, (request.arrival_s, len(self._by_id), request))
+        self._by_id[request.request_id] = arrival
+        if arrival.abort_s < math.inf:
+            self.abort(request.request_id, arrival.abort_s)
+
+    def abort(self, request_id: str, time_s: float) -> None:
+        """Let the client of a request leave at a time; one that has ended by then does not mind."""
+        heappush(self._leaving, (time_s, request_id))
+
+    def run(self, until_s: float = math.inf) -> None:
+        """Serve what has come until then; a forward pass stops at its next boundary."""
+        self._until_s = until_s
+        while self.has_work and self.now_s < until_s:
             self._collect_events()
             if self._has_new_event:
                 self._decision = self._run_round()
@@ -195,11 +214,25 @@ class _Loop:
     # ---- events and rounds ----
 
     def _collect_events(self) -> None:
-        while self._coming and self._coming[0].arrival_s <= self._now_s:
-            self._waiting.append(self._coming.popleft())
+        while self._coming and self._coming[0][0] <= self.now_s:
+            self._arrive(heappop(self._coming)[2])
             self._note(EventKind.ARRIVAL)
-        if self._now_s >= self._next_timer_s():
+        while self._leaving and self._leaving[0][0] <= self.now_s:
+            self._leave(heappop(self._leaving)[1])
+        if self.now_s >= self._timer_s:
+            self._timer_s = math.inf
             self._note(EventKind.TIMER)
+
+    def _arrive(self, request: PrefillRequest) -> None:
+        match self._admission.decide(request, self._scheduler, self._view(), self.now_s):
+            case Admit():
+                self.waiting.append(request)
+            case Degrade():
+                self.waiting.append(replace(request, is_degraded=True))
+            case Reject():
+                self.outcomes[request.request_id] = Outcome(
+                    request, math.inf, math.inf, num_preemptions=0, is_rejected=True
+                )
 
     def _note(self, kind: EventKind) -> None:
         self._has_new_event = True
@@ -218,17 +251,35 @@ class _Loop:
         self.recorder.num_rounds += 1
         return self._decide()
 
-    def _decide(self) -> Decision:
-        view = SchedulerView(
-            waiting=tuple(self._waiting),
+    def _view(self) -> SchedulerView:
+        return SchedulerView(
+            waiting=tuple(self.waiting),
             batches=[cursor.prefill for cursor in self._cursors.values()],
             current=None if self._current is None else self._current.prefill,
-            decode=DecodeView(self._decode_due_s) if self._decoding else None,
+            decode=self._decode_view() if self._decoding else None,
             blocked=self._blocked,
         )
-        decision = self._scheduler.decide(view, self._now_s)
-        self._review_s = decision.review_s if isinstance(decision, ResumeBatch) else math.inf
+
+    def _decide(self) -> Decision:
+        view = self._view()
+        decode = view.decode
+        decision = self._scheduler.decide(view, self.now_s)
+        self._timer_s = math.inf
+        if isinstance(decision, StartBatch | ResumeBatch):
+            self._timer_s = decision.review_s
+            if decode is not None and decode.due_s > self.now_s:
+                self._timer_s = min(self._timer_s, decode.due_s)
         return decision
+
+    def _decode_view(self) -> DecodeView:
+        running = [
+            RunningRequest.of(d.outcome.request.slo, d.last_token_s, self._tpot_slo_s)
+            for d in self._decoding
+        ]
+        return self._pacing.view(running, self._last_step_end_s, self._step_s())
+
+    def _step_s(self) -> float:
+        return self._machine.decode_step_s + len(self._decoding) * self._machine.decode_request_s
 
     # ---- carrying out ----
 
@@ -243,8 +294,11 @@ class _Loop:
             case RunDecode():
                 self._decode()
             case Wait():
-                assert self._coming, "the policy waits although there is work"
-                self._now_s = max(self._now_s, self._coming[0].arrival_s)
+                next_s = self._next_event_s()
+                if next_s < math.inf:
+                    self.now_s = max(self.now_s, next_s)
+                else:  # the last one to come has left before its arrival
+                    assert not self.has_work, "the policy waits although there is work"
 
     def _start(self, requests: tuple[PrefillRequest, ...]) -> None:
         """Admit the head and the passengers for which there is memory; without it, ask again."""
@@ -272,7 +326,7 @@ class _Loop:
 
     def _open_cursor(self, requests: tuple[PrefillRequest, ...]) -> _Cursor:
         for request in requests:
-            self._waiting.remove(request)
+            self.waiting.remove(request)
         slowdown = max(self._by_id[request.request_id].slowdown for request in requests)
         chunks = deque(self._machine.chunks(requests))
         predicted_s = sum(self._scheduler.predict_s(chunk) for chunk in chunks)
@@ -320,55 +374,57 @@ class _Loop:
         if not cursor.operators_s and not self._open_chunk(cursor):
             self._decision = self._decide()
             return
-        if self._current is not None and self._current is not cursor:
-            self._current.prefill.num_preemptions += 1
+        before = self._current
+        if before is not None and before is not cursor and before.prefill.num_missing_tokens == 0:
+            before.prefill.num_preemptions += 1
             self.recorder.num_preemptions += 1
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
-        cursor.prefill.apply(BatchChange.RESUME, self._now_s)
+        cursor.prefill.apply(BatchChange.RESUME, self.now_s)
         event_s = self._next_event_s()
         while cursor.operators_s:
-            self._now_s += cursor.operators_s.popleft()
+            self.now_s += cursor.operators_s.popleft()
             if cursor.is_finished:
-                cursor.prefill.apply(BatchChange.FINISH, self._now_s)
+                cursor.prefill.apply(BatchChange.FINISH, self.now_s)
                 self._finish(cursor.prefill)
-            elif event_s <= self._now_s:
-                cursor.prefill.apply(BatchChange.YIELD, self._now_s)
-                self.blocking_s.append(self._now_s - event_s)
+            elif event_s <= self.now_s:
+                cursor.prefill.apply(BatchChange.YIELD, self.now_s)
+                if event_s < self._until_s:
+                    self.blocking_s.append(self.now_s - event_s)
                 return
             elif not cursor.operators_s and not self._open_chunk(cursor):
-                cursor.prefill.apply(BatchChange.YIELD, self._now_s)
+                cursor.prefill.apply(BatchChange.YIELD, self.now_s)
                 self._decision = self._decide()
 
     def _next_event_s(self) -> float:
         """Time of the next event that a running prefill has to notice."""
-        arrival_s = self._coming[0].arrival_s if self._coming else math.inf
-        return min(arrival_s, self._next_timer_s())
-
-    def _next_timer_s(self) -> float:
-        return min(self._decode_due_s, self._review_s) if self._decoding else self._review_s
+        arrival_s = self._coming[0][0] if self._coming else math.inf
+        abort_s = self._leaving[0][0] if self._leaving else math.inf
+        return min(arrival_s, abort_s, self._timer_s, self._until_s)
 
     def _finish(self, prefill: PrefillBatch) -> None:
         del self._cursors[prefill.batch_id]
         self._current = None
-        if not self._decoding:
-            self._decode_due_s = self._now_s + self._tpot_slo_s
+        self.recorder.num_prefills += 1
+        self._note(EventKind.COMPLETION)
         for request in prefill.requests:
-            self.recorder.on_first_token(request, self._now_s)
+            if request.request_id in self.outcomes:  # aborted meanwhile
+                self.kv.give_back(request.request_id)
+                continue
+            self.recorder.on_first_token(request, self.now_s)
             arrival = self._by_id[request.request_id]
             outcome = Outcome(
                 arrival.request,
-                self._now_s,
-                self._now_s,
+                self.now_s,
+                self.now_s,
                 prefill.num_preemptions,
                 request.num_restarts,
             )
             if arrival.num_output_tokens > 1:
-                self._decoding.append(_Decoding(outcome, arrival.num_output_tokens - 1))
+                num_tokens_left = arrival.num_output_tokens - 1
+                self._decoding.append(_Decoding(outcome, num_tokens_left, self.now_s))
             else:
                 self._end(outcome)
-        self.recorder.num_prefills += 1
-        self._note(EventKind.COMPLETION)
 
     def _end(self, outcome: Outcome) -> None:
         self.kv.give_back(outcome.request.request_id)
@@ -376,27 +432,63 @@ class _Loop:
 
     def _decode(self) -> None:
         """Give every decoding request its next token. Not interruptible."""
-        self._now_s += self._machine.decode_step_s
-        self._decode_due_s = self._now_s + self._tpot_slo_s
+        self.now_s += self._step_s()
+        self._last_step_end_s = self.now_s
         for decoding in self._decoding:
+            gap_s = self.now_s - decoding.last_token_s
+            outcome = decoding.outcome
+            decoding.outcome = replace(
+                outcome, last_token_s=self.now_s, max_gap_s=max(gap_s, outcome.max_gap_s)
+            )
+            decoding.last_token_s = self.now_s
             decoding.num_tokens_left -= 1
             if decoding.num_tokens_left == 0:
-                self._end(replace(decoding.prefilled, last_token_s=self._now_s))
+                self._end(decoding.outcome)
         self._decoding = [d for d in self._decoding if d.num_tokens_left > 0]
-        self.decode_ends_s.append(self._now_s)
+        self.decode_ends_s.append(self.now_s)
         self.recorder.num_decode_steps += 1
         self._note(EventKind.COMPLETION)
+
+    # ---- leaving early ----
 
     def _drop(self, batch_ids: tuple[int, ...]) -> None:
         """Cancel prefills; their requests wait again, the computation done is lost."""
         for batch_id in batch_ids:
-            cursor = self._cursors.pop(batch_id)
-            if cursor is self._current:
-                self._current = None
-            cursor.prefill.apply(BatchChange.CANCEL, self._now_s)
-            self.recorder.num_cancelled += 1
+            cursor = self._cursors[batch_id]
             self.recorder.on_restart(cursor.prefill)
-            for request in cursor.prefill.requests:
-                self.kv.give_back(request.request_id)
-                self._waiting.append(replace(request, num_restarts=request.num_restarts + 1))
+            for request in self._cancel(cursor):
+                restarted = replace(request, num_restarts=request.num_restarts + 1)
+                if request.request_id not in self.outcomes:
+                    self.waiting.append(restarted)
         self._note(EventKind.ABORT)
+
+    def _leave(self, request_id: str) -> None:
+        """End a request wherever it is. A batch with a live member runs on."""
+        if request_id in self.outcomes:
+            return
+        request = self._by_id[request_id].request
+        outcome = Outcome(request, math.inf, math.inf, num_preemptions=0, is_aborted=True)
+        for decoding in self._decoding:
+            if decoding.outcome.request.request_id == request_id:
+                outcome = replace(decoding.outcome, last_token_s=math.inf, is_aborted=True)
+                self.kv.give_back(request_id)
+        self._decoding = [d for d in self._decoding if d.outcome.request.request_id != request_id]
+        self.waiting = [r for r in self.waiting if r.request_id != request_id]
+        self._coming = [entry for entry in self._coming if entry[2].request_id != request_id]
+        heapify(self._coming)
+        self.outcomes[request_id] = outcome
+        for cursor in list(self._cursors.values()):
+            if all(r.request_id in self.outcomes for r in cursor.prefill.requests):
+                self._cancel(cursor)
+        self._note(EventKind.ABORT)
+
+    def _cancel(self, cursor: _Cursor) -> tuple[PrefillRequest, ...]:
+        """Abandon a prefill, give its memory back and return its requests."""
+        del self._cursors[cursor.prefill.batch_id]
+        if cursor is self._current:
+            self._current = None
+        cursor.prefill.apply(BatchChange.CANCEL, self.now_s)
+        self.recorder.num_cancelled += 1
+        for request in cursor.prefill.requests:
+            self.kv.give_back(request.request_id)
+        return cursor.prefill.requests

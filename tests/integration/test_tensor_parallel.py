@@ -23,13 +23,13 @@ LIMIT_S = 60.0
 
 # Prompts and their numbers of output tokens.
 MIXED = [(tokens(n, seed=500 + n), 1 + n % 20) for n in (39, 1400, 200, 333, 1, 900, 64, 400)]
-LONG_ANSWERS = [(tokens(40, seed=600 + index), 150) for index in range(4)]
+LONG_ANSWERS = [(tokens(40, seed=600 + index), 120) for index in range(4)]
 LONG_PROMPTS = [(tokens(300, seed=800 + index), 2) for index in range(12)]
 
 # So that the tiny model has row tiles, each with a collective of its own, and chunks.
 TILES_AND_CHUNKS = ("--flowprefill-max-operator-ms", "0.5", "--flowprefill-max-chunk-tokens", "512")
 
-# The long answers grow by 600 tokens, more than the 300 that at most are left once the long
+# The long answers grow by 480 tokens, more than the 300 that at most are left once the long
 # prompts have filled the memory: hardly any is reserved for future tokens.
 SMALL_MEMORY = ("--max-total-tokens", "2900", "--schedule-conservativeness", "0.01")
 

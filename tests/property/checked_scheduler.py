@@ -79,7 +79,7 @@ class CheckedScheduler(PrefillScheduler):
         if not self.policy.may_preempt:
             return request.arrival_s
         arrival_s = request.arrival_s - margin_s
-        remaining_s = max(remaining_s - margin_s, 0.0)
+        remaining_s -= margin_s
         deadline_s = arrival_s + request.slo.ttft_s
         is_starving = now_s - arrival_s > self.policy.starvation_factor * request.slo.ttft_s
         is_feasible = deadline_s - now_s - remaining_s > 0.0

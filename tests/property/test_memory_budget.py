@@ -9,7 +9,7 @@ from strategies import TICK_S, all_policies, arrivals, machines, plain_scheduler
 from sglang_flowprefill.core import EventKind
 from sglang_flowprefill.sim import simulate
 
-many = settings(max_examples=300, deadline=None)
+many = settings(max_examples=150, deadline=None)
 
 
 @st.composite

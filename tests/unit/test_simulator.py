@@ -1,20 +1,26 @@
 """The simulator: the server's rules on a clock that jumps. One token is 1 ms unless said."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from sglang_flowprefill.core import (
+    AdmissionControl,
+    BatchState,
     ClassAttainment,
+    DecodePacing,
+    DegradedLast,
     EventKind,
     Fcfs,
     PrefillCost,
     PrefillScheduler,
     SEdf,
+    Slo,
 )
 from sglang_flowprefill.core.batching import BatchLimits
-from sglang_flowprefill.sim import Arrival, MachineModel, simulate
+from sglang_flowprefill.sim import Arrival, MachineModel, Simulation, simulate
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_request
 
 S_EDF = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(max_tokens=200))
@@ -243,3 +249,163 @@ def test_a_request_that_can_never_fit_is_refused():
     """A server refuses it too; here it would wait for ever."""
     with pytest.raises(ValueError, match="8000 KV slots"):
         simulate([DOCUMENT], S_EDF, replace(MACHINE, num_kv_tokens=8000))
+
+
+# ---- decode beside prefills ----
+
+
+def chat_and_document(**slo):
+    """Return a chat that decodes ten tokens beside a document, with objectives of its own."""
+    chat = arrival("chat", 0.0, 100, num_output_tokens=11)
+    chat = replace(chat, request=replace(chat.request, slo=Slo(1.0, **slo)))
+    return [chat, replace(DOCUMENT, request=replace(DOCUMENT.request, arrival_s=0.05))]
+
+
+@pytest.mark.parametrize("tpot_s", [0.1, 0.5])
+def test_tokens_come_at_the_objective_of_the_request(tpot_s):
+    """Not at the server's default, and not later than one operator after."""
+    result = simulate(chat_and_document(tpot_s=tpot_s), S_EDF, MACHINE, tpot_slo_s=0.2)
+    longest_s = 8.0 * LONGEST_OPERATOR_S
+    assert tpot_s - 0.01 <= result.outcomes[0].max_gap_s <= tpot_s + longest_s
+
+
+def test_with_the_way_to_a_boundary_known_tokens_are_in_time():
+    """A step that is due earlier by one operator meets its objective exactly."""
+    pacing = DecodePacing(blocking_s=8.0 * LONGEST_OPERATOR_S)
+    result = simulate(chat_and_document(tpot_s=0.5), S_EDF, MACHINE, pacing=pacing)
+    assert 0.4 < result.outcomes[0].max_gap_s <= 0.5
+
+
+def test_decode_that_cannot_be_in_time_leaves_prefills_their_share():
+    """An impossible TPOT objective does not stop the document."""
+    machine = replace(MACHINE, decode_step_s=0.1)
+    chat, document = chat_and_document(tpot_s=0.01)
+    chat = replace(chat, num_output_tokens=200)
+    pacing = DecodePacing(min_prefill_share=0.5)
+    result = simulate([chat, document], S_EDF, machine, pacing=pacing)
+    assert ttfts_s(result)["document"] <= 2 * 8.0 + 0.5
+
+
+@pytest.mark.parametrize(
+    ("max_delay_factor", "decode_first", "is_in_time"),
+    [(3.0, False, True), (1.0, False, False), (3.0, True, False)],
+)
+def test_a_first_token_in_danger_goes_before_a_due_decode_step_unless_the_class_forbids(
+    max_delay_factor, decode_first, is_in_time
+):
+    """A step of 0.3 s is due at 1.9 s, in the middle of an urgent prompt that has 0.05 s left."""
+    machine = replace(MACHINE, num_layers=1000, decode_step_s=0.3)
+    trace = chat_and_document(tpot_s=0.7, decode_first=decode_first)
+    urgent = replace(URGENT, request=replace(URGENT.request, arrival_s=1.85, slo=Slo(0.15)))
+    pacing = DecodePacing(max_delay_factor=max_delay_factor)
+    result = simulate([*trace, urgent], S_EDF, machine, pacing=pacing)
+    assert (ttfts_s(result)["urgent"] <= 0.15) is is_in_time
+    longest_wait_s = 0.1 if is_in_time else 0.01
+    assert 0.7 <= result.outcomes[0].max_gap_s <= 0.7 + longest_wait_s
+
+
+def test_a_batched_step_takes_longer_with_every_request_in_it():
+    """Ten decode together in one step each."""
+    machine = replace(MACHINE, decode_step_s=0.01, decode_request_s=0.002)
+    together = [arrival(str(i), 0.0, 20, num_output_tokens=3) for i in range(10)]
+    result = simulate(together, S_EDF, machine)
+    assert result.statistics.num_decode_steps == 2
+    assert result.outcomes[0].last_token_s == pytest.approx(0.2 + 2 * 0.03)
+
+
+# ---- admission ----
+
+
+def overload(num_requests=60):
+    """Return twice as much work as there is time for."""
+    return [arrival(str(i), 0.1 * i, 200, ttft_slo_s=1.0) for i in range(num_requests)]
+
+
+def num_in_time(result):
+    """Count first tokens within the objective."""
+    return sum(outcome.ttft_s <= outcome.request.slo.ttft_s for outcome in result.outcomes)
+
+
+def test_under_overload_rejecting_the_hopeless_keeps_the_others_in_time():
+    """Whoever is admitted is in time, and as many are as the machine can serve."""
+    scheduler = replace(S_EDF, limits=BatchLimits(1))
+    result = simulate(overload(), scheduler, MACHINE, admission=AdmissionControl("reject"))
+    rejected = [outcome for outcome in result.outcomes if outcome.is_rejected]
+    assert 20 <= len(rejected) <= 30
+    assert num_in_time(result) == 60 - len(rejected)
+    assert all(outcome.first_token_s == math.inf for outcome in rejected)
+
+
+def test_degrading_serves_everybody_and_makes_nobody_late_who_need_not_be():
+    """The same as rejecting for those in time; the others come after."""
+    policy = DegradedLast(SEdf(), patience=1e9)
+    scheduler = replace(S_EDF, limits=BatchLimits(1), policy=policy)
+    reject = simulate(overload(), scheduler, MACHINE, admission=AdmissionControl("reject"))
+    degrade = simulate(overload(), scheduler, MACHINE, admission=AdmissionControl("degrade"))
+    assert num_in_time(degrade) >= num_in_time(reject)
+    assert all(outcome.last_token_s < math.inf for outcome in degrade.outcomes)
+
+
+def test_the_queue_is_never_longer_than_its_bound():
+    """Rejected are those that arrive while it is full."""
+    together = [arrival(str(i), 0.0, 200, ttft_slo_s=9.0) for i in range(10)]
+    control = AdmissionControl(max_waiting=4)
+    result = simulate(together, replace(S_EDF, limits=BatchLimits(1)), MACHINE, admission=control)
+    assert [outcome.is_rejected for outcome in result.outcomes] == [False] * 4 + [True] * 6
+
+
+# ---- aborts ----
+
+
+def test_an_aborted_prefill_stops_at_the_next_boundary_and_gives_its_memory_back():
+    """The next prompt starts at once, though both together would not fit."""
+    machine = replace(MACHINE, num_kv_tokens=8100)
+    leaver = replace(DOCUMENT, abort_s=3.0)
+    second = arrival("second", 1.0, 4000, ttft_slo_s=90.0)
+    result = simulate([leaver, second], S_EDF, machine)
+    assert result.outcomes[0].is_aborted
+    assert result.outcomes[0].first_token_s == math.inf
+    wait_s = ttfts_s(result)["second"] - (3.0 - 1.0) - 4.0
+    assert 0.0 <= wait_s <= 8.0 * LONGEST_OPERATOR_S
+    assert result.statistics.num_cancelled == 1
+
+
+def test_a_batch_with_a_live_member_runs_on():
+    """The forward pass needs all of its rows; only the aborted one gets no token."""
+    stays, leaves = arrival("stays", 0.0, 100), arrival("leaves", 0.0, 100, abort_s=0.05)
+    result = simulate([stays, leaves], S_EDF, MACHINE)
+    assert [outcome.is_aborted for outcome in result.outcomes] == [False, True]
+    assert ttfts_s(result)["stays"] == pytest.approx(0.2)
+    assert result.statistics.attainment == {"default": ClassAttainment(1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("abort_s", "has_first_token"), [(-1.0, False), (0.0, False), (0.3, True), (99.0, True)]
+)
+def test_a_client_may_leave_at_any_time(abort_s, has_first_token):
+    """Before its arrival, while it waits, while it decodes, or when all is over."""
+    blocker = arrival("blocker", 0.0, 100, ttft_slo_s=0.5)
+    leaver = arrival("leaver", 0.0, 150, num_output_tokens=50, abort_s=abort_s)
+    result = simulate([blocker, leaver], S_EDF, MACHINE)
+    outcome = result.outcomes[1]
+    assert (outcome.first_token_s < math.inf) is has_first_token
+    assert outcome.is_aborted is (abort_s < 99.0)
+    assert ttfts_s(result)["blocker"] == pytest.approx(0.1)
+
+
+# ---- step by step ----
+
+
+def test_a_simulation_can_be_driven_step_by_step():
+    """What comes later may depend on what has happened so far; the history is the same."""
+    simulation = Simulation(S_EDF, MACHINE)
+    simulation.add(DOCUMENT)
+    simulation.run(until_s=1.0)
+    assert 1.0 <= simulation.now_s <= 1.0 + 8.0 * LONGEST_OPERATOR_S
+    assert [batch.state for batch in simulation.prefills] == [BatchState.SUSPENDED]
+    simulation.add(URGENT)
+    simulation.run()
+    assert not simulation.has_work
+    whole = simulate([DOCUMENT, URGENT], S_EDF, MACHINE)
+    assert simulation.outcomes == {o.request.request_id: o for o in whole.outcomes}
+    assert tuple(simulation.blocking_s) == whole.blocking_s

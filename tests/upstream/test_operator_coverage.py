@@ -47,7 +47,9 @@ def test_five_boundaries_per_layer_are_enough():
     assert runner_of(num_norms=5).num_boundaries == 10
 
 
-@pytest.mark.parametrize(("granularity", "num_boundaries"), [("layer", 2), ("chunk", 0), ("off", 0)])
+@pytest.mark.parametrize(
+    ("granularity", "num_boundaries"), [("layer", 2), ("chunk", 0), ("off", 0)]
+)
 def test_coarser_granularities_have_fewer_boundaries(granularity, num_boundaries):
     """One per layer, or none inside a forward pass."""
     assert runner_of(num_norms=5, granularity=granularity).num_boundaries == num_boundaries

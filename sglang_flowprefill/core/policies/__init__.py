@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sglang_flowprefill.core.policies.degraded_last import DegradedLast
 from sglang_flowprefill.core.policies.edf import Edf
 from sglang_flowprefill.core.policies.fcfs import Fcfs
 from sglang_flowprefill.core.policies.hrrn import Hrrn
@@ -21,7 +22,7 @@ class PolicyOptions:
         starvation_factor: See ``SEdf``.
     """
 
-    starvation_factor: float = 10.0
+    starvation_factor: float = 30.0
 
 
 POLICIES: Mapping[str, Callable[[PolicyOptions], Policy]] = MappingProxyType(
@@ -51,6 +52,7 @@ def make_policy(name: str, options: PolicyOptions | None = None) -> Policy:
 
 __all__ = [
     "POLICIES",
+    "DegradedLast",
     "Edf",
     "Fcfs",
     "Hrrn",

@@ -29,7 +29,7 @@ class SEdf:
         starvation_factor: Multiple of its SLO after which a request goes first.
     """
 
-    starvation_factor: float = 10.0
+    starvation_factor: float = 30.0
     may_preempt: bool = True
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:

@@ -6,23 +6,37 @@ import json
 
 import pytest
 
-from sglang_flowprefill.api import HeaderSlo, SloClasses, SloMiddleware, SloResolver
+from sglang_flowprefill.api import (
+    HeaderSlo,
+    MatchRule,
+    SloClass,
+    SloClasses,
+    SloMiddleware,
+    SloResolver,
+)
 from sglang_flowprefill.api.http import SCOPE_KEY
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.testing import ManualClock
 
-RESOLVER = SloResolver(SloClasses({"chat": 200.0}, Slo(1.0)))
+RESOLVER = SloResolver(SloClasses({"chat": SloClass(200.0)}, Slo(1.0)))
+MATCHING = SloResolver(
+    SloClasses(
+        {"chat": SloClass(200.0)},
+        Slo(1.0),
+        [MatchRule("chat", {"x-tier": "gold"}), MatchRule("chat", model="fast")],
+    )
+)
 DISCONNECT = {"type": "http.disconnect"}
 
 
 class Door:
     """The middleware in front of an application that records what reaches it."""
 
-    def __init__(self):
+    def __init__(self, resolver=RESOLVER):
         self.clock = ManualClock(1000.0)
         self.scopes, self.received, self.sent = [], [], []
         self.num_read = 0
-        self._middleware = SloMiddleware(self._app, RESOLVER, self.clock)
+        self._middleware = SloMiddleware(self._app, resolver, self.clock)
 
     async def _app(self, scope, receive, send):
         self.scopes.append(scope)
@@ -92,6 +106,32 @@ def test_arrival_is_stamped_at_the_door(door):
     """The stamp is taken before the application parses anything."""
     door.call(headers=[("X-SLO-TTFT-MS", " 250 "), ("x-slo-class", "chat")])
     assert door.scopes[0][SCOPE_KEY] == HeaderSlo(1000.0, "250", "chat")
+
+
+def test_what_rules_look_at_is_taken_along():
+    """Headers and model that no rule names stay where they are."""
+    door = Door(MATCHING)
+    headers = [("X-Tier", " gold "), ("x-other", "1"), ("x-slo-tpot-ms", "40")]
+    door.call(b'{"model": "fast", "text": "a"}', headers=headers)
+    expected = HeaderSlo(1000.0, None, None, "40", {"x-tier": "gold"}, "fast")
+    assert door.scopes[0][SCOPE_KEY] == expected
+
+
+def test_matched_header_sent_twice_is_one_joined_value():
+    """As HTTP defines repeated headers; such a value matches neither of the two."""
+    door = Door(MATCHING)
+    door.call(b"{}", headers=[("x-tier", "gold"), ("x-tier", "gold")])
+    assert door.scopes[0][SCOPE_KEY].matched_headers == {"x-tier": "gold, gold"}
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model": 5}', b'{"model": null}', b'{"model": ["fast"]}', b'["model"]', b'"model"']
+)
+def test_model_that_is_no_text_is_no_model(body):
+    """SGLang words that error; here it only does not match."""
+    door = Door(MATCHING)
+    door.call(body, path="/v1/completions")
+    assert door.scopes[0][SCOPE_KEY].model is None
 
 
 def test_requests_without_slo_are_stamped_too(door):
@@ -166,6 +206,22 @@ def test_header_sent_twice_is_refused(door):
     """Whichever a proxy would keep, the caller did not mean both."""
     door.call(b"{}", headers=[("x-slo-class", "chat"), ("X-Slo-Class", "chat")])
     assert "more than once" in door.refusal["message"]
+
+
+@pytest.mark.parametrize("name", ["x-slo-class", "x-slo-ttft-ms", "x-slo-tpot-ms"])
+def test_every_slo_header_sent_twice_is_refused(door, name):
+    """Even if both say the same."""
+    door.call(b"{}", headers=[(name, "100"), (name, "100")])
+    assert door.refusal["param"] == name
+
+
+def test_bad_tpot_is_refused_in_header_and_body(door):
+    """The same rules as for TTFT."""
+    door.call(b"{}", headers=[("x-slo-tpot-ms", "60001")])
+    assert door.refusal["param"] == "x-slo-tpot-ms"
+    other = Door()
+    other.call(body_of({"tpot_slo_ms": 0}))
+    assert other.refusal["param"] == "tpot_slo_ms"
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])

@@ -4,18 +4,21 @@ import math
 
 import pytest
 
-from sglang_flowprefill.api import HeaderSlo, SloClasses, SloResolver
+from sglang_flowprefill.api import HeaderSlo, SloClass, SloClasses, SloResolver
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.errors import FlowPrefillError, SloError
 
 RESOLVER = SloResolver(
-    SloClasses({"chat": 200.0, "batch": 60_000.0}, default=Slo(1.0, "default")),
+    SloClasses(
+        {"chat": SloClass(200.0), "batch": SloClass(60_000.0), "voice": SloClass(100.0, 40.0)},
+        default=Slo(1.0, "default"),
+    ),
 )
 
 
-def header(ttft_slo_ms=None, class_name=None, arrival_unix_s=1000.0):
+def header(ttft_slo_ms=None, class_name=None, tpot_slo_ms=None, arrival_unix_s=1000.0):
     """Return what a request's headers say."""
-    return HeaderSlo(arrival_unix_s, ttft_slo_ms, class_name)
+    return HeaderSlo(arrival_unix_s, ttft_slo_ms, class_name, tpot_slo_ms)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,24 @@ def header(ttft_slo_ms=None, class_name=None, arrival_unix_s=1000.0):
             Slo(0.05, "chat"),
             id="header and body agree",
         ),
+        pytest.param(None, {"slo_class": "voice"}, Slo(0.1, "voice", 0.04), id="class with TPOT"),
+        pytest.param(header(None, "voice", "8"), None, Slo(0.1, "voice", 0.008), id="TPOT header"),
+        pytest.param(
+            None,
+            {"slo_class": "voice", "tpot_slo_ms": 60_000},
+            Slo(0.1, "voice", 60.0),
+            id="TPOT in the body, the greatest",
+        ),
+        pytest.param(
+            header(None, None, "1"),
+            {"tpot_slo_ms": 1.0},
+            Slo(1.0, "default", 0.001),
+            id="TPOT only",
+        ),
+        pytest.param(header("50", None, "20"), None, Slo(0.05, "default", 0.02), id="both headers"),
+        pytest.param(
+            header("50"), {"tpot_slo_ms": 20}, Slo(0.05, "default", 0.02), id="one objective each"
+        ),
     ],
 )
 def test_accepted(headers, custom_params, expected):
@@ -49,48 +70,38 @@ def test_accepted(headers, custom_params, expected):
     assert RESOLVER.resolve(headers, custom_params) == expected
 
 
+NO_MILLISECONDS = [0, -1, 0.999, math.nan, math.inf, -math.inf, 10**400]
+NO_MILLISECONDS += [True, False, "100", "", [], {}]
+NO_MILLISECONDS_AS_TEXT = ["", " ", "0", "-1", "0.5", "nan", "inf", "-inf", "1e400", "fast"]
+NO_MILLISECONDS_AS_TEXT += ["100ms", "0x10", "1,5"]
+
+
 @pytest.mark.parametrize(
-    "value",
-    [
-        0,
-        -1,
-        0.999,
-        86_400_001,
-        math.nan,
-        math.inf,
-        -math.inf,
-        10**400,
-        True,
-        False,
-        "100",
-        "",
-        [],
-        {},
-    ],
-    ids=lambda value: repr(value)[:12],
+    ("name", "too_large"), [("ttft_slo_ms", 86_400_001), ("tpot_slo_ms", 60_000.1)]
 )
-def test_body_refuses_what_is_no_number_of_milliseconds(value):
+def test_body_refuses_what_is_no_number_of_milliseconds(name, too_large):
     """Zero, negatives, non-numbers, text, booleans and absurd sizes are the caller's fault."""
-    with pytest.raises(SloError) as caught:
-        RESOLVER.resolve(None, {"ttft_slo_ms": value})
-    assert caught.value.field == "ttft_slo_ms"
+    for value in [*NO_MILLISECONDS, too_large]:
+        with pytest.raises(SloError) as caught:
+            RESOLVER.resolve(None, {name: value})
+        assert caught.value.field == name
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", " ", "0", "-1", "0.5", "nan", "inf", "-inf", "1e400", "fast", "100ms", "0x10", "1,5"],
+    ("name", "too_large"), [("ttft_slo_ms", "86400001"), ("tpot_slo_ms", "60000.1")]
 )
-def test_header_refuses_what_is_no_number_of_milliseconds(text):
+def test_header_refuses_what_is_no_number_of_milliseconds(name, too_large):
     """A header that cannot be an objective is an error, not the default."""
-    with pytest.raises(SloError) as caught:
-        RESOLVER.resolve(header(text), None)
-    assert caught.value.field == "x-slo-ttft-ms"
+    for text in [*NO_MILLISECONDS_AS_TEXT, too_large]:
+        with pytest.raises(SloError) as caught:
+            RESOLVER.resolve(header(**{name: text}), None)
+        assert caught.value.field == "x-slo-" + name.replace("_slo_", "-")
 
 
 @pytest.mark.parametrize("name", ["", "CHAT", "chat ", "default", 5, True, [], {}, ["chat"]])
 def test_unknown_class_is_refused_with_the_known_ones(name):
     """The message lists what the server knows, whatever type the caller sent."""
-    with pytest.raises(SloError, match="known: batch, chat") as caught:
+    with pytest.raises(SloError, match="known: batch, chat, voice") as caught:
         RESOLVER.resolve(None, {"slo_class": name})
     assert caught.value.field == "slo_class"
 
@@ -107,6 +118,7 @@ def test_class_on_a_server_without_classes_points_to_the_setting():
     [
         (header("100"), {"ttft_slo_ms": 200}, "x-slo-ttft-ms"),
         (header(None, "chat"), {"slo_class": "batch"}, "x-slo-class"),
+        (header(None, None, "10"), {"tpot_slo_ms": 11}, "x-slo-tpot-ms"),
     ],
 )
 def test_header_and_body_that_disagree_are_an_error(headers, custom_params, field):

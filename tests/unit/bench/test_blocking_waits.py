@@ -14,14 +14,15 @@ from bench.blocking.waits import (
 )
 
 ALL = Window(0.0, 1000.0)
+ALWAYS = [ALL]
 
 
 def test_wait_of_an_arrival_ends_with_the_yield():
-    """The bound is the server's; the way from the client is counted from the last send."""
+    """The bound is the server's; the way from the client is counted from its send."""
     recorded = timeline_of(
         [running(0, 10.0, 1.0, 0.5, blocking_s=0.4)], [round_at(11.51, "arrival")]
     )
-    (arrival,) = arrivals_in(recorded, ALL, sends_s=[3.0, 11.25, 11.75])
+    (arrival,) = arrivals_in(recorded, ALL, [Window(3.0, 4.0), Window(11.25, 11.75)])
     assert arrival.bound_s == 0.4
     assert arrival.from_send_s == pytest.approx(0.25)
     assert arrival.end == "yield"
@@ -32,9 +33,9 @@ def test_arrival_that_waits_for_the_end_of_the_prefill_counts():
     recorded = timeline_of(
         [running(0, 10.0, 2.0, 0.5, end="finished")], [round_at(12.6, "arrival", "completion")]
     )
-    (arrival,) = arrivals_in(recorded, ALL)
+    (arrival,) = arrivals_in(recorded, ALL, [Window(11.5, 13.0)])
     assert arrival.bound_s == pytest.approx(0.5), "nobody looked since the last boundary"
-    assert (arrival.end, arrival.from_send_s) == ("finished", None)
+    assert (arrival.end, arrival.from_send_s) == ("finished", 1.0)
 
 
 def test_arrival_that_finds_nothing_running_does_not_count():
@@ -43,13 +44,21 @@ def test_arrival_that_finds_nothing_running_does_not_count():
         [running(0, 10.0, 2.0, end="finished")],
         [round_at(12.1, "completion"), round_at(13.0, "arrival")],
     )
-    assert arrivals_in(recorded, ALL) == []
+    assert arrivals_in(recorded, ALL, ALWAYS) == []
 
 
 def test_yield_for_something_else_does_not_count():
     """Decode steps and aborts interrupt too."""
     recorded = timeline_of([running(0, 10.0, 2.0, blocking_s=0.1)], [round_at(12.1, "timer")])
-    assert arrivals_in(recorded, ALL) == []
+    assert arrivals_in(recorded, ALL, ALWAYS) == []
+
+
+def test_arrival_of_the_next_long_prompt_does_not_count():
+    """Sent as soon as the one before was answered, it may come before that one's last round."""
+    recorded = timeline_of(
+        [running(0, 10.0, 2.0, end="finished")], [round_at(12.1, "completion", "arrival")]
+    )
+    assert arrivals_in(recorded, ALL, [Window(10.5, 11.0)]) == []
 
 
 def test_only_the_window_counts():
@@ -57,7 +66,7 @@ def test_only_the_window_counts():
     slices = [running(i, 10.0 * i, 1.0, blocking_s=float(i)) for i in (1, 2, 3)]
     rounds = [round_at(10.0 * i + 1.5, "arrival") for i in (1, 2, 3)]
     recorded = timeline_of(slices, rounds)
-    assert [a.bound_s for a in arrivals_in(recorded, Window(19.0, 22.0))] == [2.0]
+    assert [a.bound_s for a in arrivals_in(recorded, Window(19.0, 20.5), ALWAYS)] == [2.0]
 
 
 def test_uniform_arrival_of_equal_operators():

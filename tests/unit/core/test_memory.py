@@ -195,6 +195,16 @@ def test_a_current_batch_that_may_not_be_preempted_is_not_dropped_either():
     assert decision == ResumeBatch(0, "current prefill goes on")
 
 
+def test_a_request_turned_away_for_another_reason_does_not_start_again_at_once():
+    """Lack of a request row is no lack of KV; a dropped batch gives its rows back too."""
+    blocked = BlockedRequest(URGENT, num_missing_tokens=0)
+    held = holding(0, 8000)
+    view = SchedulerView(waiting=[URGENT], batches=[held], blocked=blocked)
+    assert dropped(SCHEDULER.decide(view, 0.0)) == [0]
+    view = SchedulerView(waiting=[URGENT], blocked=blocked, decode=DecodeView(due_s=9.0))
+    assert SCHEDULER.decide(view, 0.0) == RunDecode("nothing to prefill")
+
+
 def test_nobody_behind_the_blocked_request_starts():
     """The memory that comes free is kept for it, however well a later one would fit."""
     later = make_request("later", ttft_slo_s=0.6, num_uncached_tokens=1)
@@ -289,6 +299,15 @@ def test_a_suspended_batch_does_not_take_over_if_the_current_one_is_too_big_to_s
     scheduler = replace(SCHEDULER, max_suspended_bytes=50)
     assert decide(big, small, waiting=[], scheduler=scheduler, current=big).batch_id == 1
     assert decide(big, small, waiting=[], scheduler=scheduler).batch_id == 2
+
+
+def test_what_goes_before_the_needy_one_is_not_dropped_for_it_though_it_cannot_run_either():
+    """It has to wait for the big one's end too; dropping it would turn the order upside down."""
+    big = holding(1, 10, held_bytes=90)
+    ahead = holding(2, 10, due_s=0.45, num_tokens=1100, held_bytes=60)
+    scheduler = replace(SCHEDULER, max_suspended_bytes=50)
+    decision = decide(big, ahead, scheduler=scheduler, current=big)
+    assert decision == ResumeBatch(1, "current prefill goes on")
 
 
 # ---- decode and restarts ----

@@ -96,3 +96,8 @@ def test_several_ranks_share_the_cores_of_the_process(monkeypatch):
     assert environment["SGLANG_CPU_OMP_THREADS_BIND"] == "4,5|6,7"
     assert environment["OMP_NUM_THREADS"] == "2"
     assert not {"SGLANG_CPU_OMP_THREADS_BIND", "OMP_NUM_THREADS"} & cpu_environment().keys()
+
+
+def test_a_crash_is_not_prolonged_for_a_gpu():
+    """SGLang ends at once instead of waiting a minute for core dumps that only a GPU makes."""
+    assert cpu_environment()["SGLANG_CUDA_COREDUMP_BEFORE_CRASH"] == "0"

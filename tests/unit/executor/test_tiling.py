@@ -175,6 +175,21 @@ def test_measuring_takes_the_median_of_a_family_and_waits_for_the_device():
     assert tiling.seconds_per_row["layers.*"] > 0.0
 
 
+def test_a_module_whose_output_is_computed_later_stays_whole():
+    """Tiles of it could not be put together."""
+
+    class Lazy(nn.Module):
+        def forward(self, x):
+            return lambda: x
+
+    tiling = RowTiling(lambda _name: None, is_active=lambda: True)
+    lazy = Lazy()
+    tiling.add(lazy, "lazy", "family", has_boundaries=False)
+    with tiling.measuring():
+        lazy(torch.randn(100, WIDTH))
+    assert not tiling.seconds_per_row
+
+
 @pytest.mark.parametrize(
     ("max_s", "row_s", "num_rows"),
     [(0.010, 0.00001, 960), (0.010, 1.0, 64), (0.001, 0.00001, 64), (math.inf, 1.0, None)],

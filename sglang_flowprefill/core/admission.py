@@ -1,0 +1,98 @@
+"""Admission: what to do with a request, at its arrival, that would come too late anyway.
+
+Under overload somebody misses a deadline; serving the hopeless in turn makes others miss theirs.
+Predicted from the queue as it stands: the work of everything that the policy runs first, then the
+request's own. Later arrivals may overtake it still, so being admitted is no promise; decode steps
+in between are not counted, so the prediction is on the hopeful side.
+
+* ``off``: everybody is admitted.
+* ``reject``: a request that is predicted to miss its deadline is refused, with the time after
+  which it is worth trying again.
+* ``degrade``: it is admitted, and served after all others (``policies/degraded_last.py``).
+
+A full queue refuses in every mode.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sglang_flowprefill.core.request import PrefillRequest
+from sglang_flowprefill.core.scheduler import PrefillScheduler, SchedulerView
+
+AdmissionMode = Literal["off", "reject", "degrade"]
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Serve it in its turn."""
+
+    reason: str = "in time by prediction"
+
+
+@dataclass(frozen=True, slots=True)
+class Degrade:
+    """Serve it after all others (``dataclasses.replace(request, is_degraded=True)``)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Refuse it.
+
+    Attributes:
+        reason: Why.
+        retry_after_s: Seconds until it would be admitted if nobody else came; infinite if it
+            would miss its deadline on an idle server too. With a full queue, until the next
+            request is expected to leave it.
+    """
+
+    reason: str
+    retry_after_s: float
+
+
+AdmissionDecision = Admit | Degrade | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionControl:
+    """Parameters of admission.
+
+    Attributes:
+        mode: See above.
+        max_waiting: Requests that may wait at once; None for any number.
+        tolerance: A predicted TTFT of up to this multiple of the objective is admitted. Above 1
+            for predictions that are known to be on the long side.
+    """
+
+    mode: AdmissionMode = "off"
+    max_waiting: int | None = None
+    tolerance: float = 1.0
+
+    def decide(
+        self,
+        request: PrefillRequest,
+        scheduler: PrefillScheduler,
+        view: SchedulerView,
+        now_s: float,
+    ) -> AdmissionDecision:
+        """Decide on a request that has just arrived and is not in the view yet. Pure.
+
+        A request that starts over was admitted before; do not ask again.
+        """
+        if self.max_waiting is not None and len(view.waiting) >= self.max_waiting:
+            return Reject("the queue is full", scheduler.predicted_turnover_s(view))
+        if self.mode == "off":
+            return Admit("admission control is off")
+        own_s = scheduler.predict_s((request,))
+        end_s = now_s + scheduler.predicted_wait_s(request, view, now_s) + own_s
+        allowed_s = self.tolerance * request.slo.ttft_s
+        late_s = end_s - request.arrival_s - allowed_s
+        if late_s <= 0.0:
+            return Admit()
+        if self.mode == "degrade":
+            return Degrade("predicted to miss its deadline")
+        if own_s > allowed_s:
+            return Reject("too long for its deadline on an idle server", math.inf)
+        return Reject("predicted to miss its deadline", late_s)
