@@ -79,7 +79,6 @@ def prepare_settings(record: Any) -> None:
         slo_classes_of(record)
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
-    record.disable_hybrid_swa_memory = True  # one KV pool, whose slots nothing evicts early
     if record.cuda_graph_backend_prefill is None:
         record.cuda_graph_backend_prefill = "disabled"  # replayed graphs have no boundaries
 

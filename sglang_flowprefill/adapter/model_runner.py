@@ -57,7 +57,7 @@ OPERATOR_TYPES: dict[type, str] = {
 }
 """Module classes that launch one operator (lm_head is launched by the logits processor)."""
 
-_LOOKED_UP = (VocabParallelEmbedding,)
+_LOOKED_UP = (VocabParallelEmbedding, nn.Embedding)
 """Modules whose parameters no operator covers, and need not: rows are looked up."""
 
 _ROW_WISE_KINDS = frozenset({"norm", "linear"})
