@@ -68,7 +68,7 @@ UNUSABLE = {
     "--chunked-prefill-size 2048": "--chunked-prefill-size 2048",
     "--nnodes 2": "--nnodes 2",
     "--schedule-policy lpm": "--schedule-policy lpm",
-    "--flowprefill-policy magic": "choose one of s-edf, fcfs",
+    "--flowprefill-policy magic": "choose one of s-edf, s-edf-paper, edf, sjf, hrrn, fcfs",
     "--flowprefill-max-suspended 0": "--flowprefill-max-suspended",
     "--flowprefill-tpot-slo-ms fast": "expected a value of type float",
     "--flowprefill-slo-config no-such-file.yaml": "cannot read the file",
