@@ -4,12 +4,10 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from bench.arguments import config_of, replay_options, server_options, workload_spec
 from bench.client import http_session
 from bench.figure import draw_comparison
+from bench.progress import progress_bar
 from bench.replay import RequestRow, replay
 from bench.report import (
     Comparison,
@@ -81,15 +79,7 @@ async def _replay_with_progress(
     slos_s: Mapping[str, float],
     args: argparse.Namespace,
 ) -> list[RequestRow]:
-    # Redrawn once a second: the client shares the processor with the server under test.
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=1,
-    ) as progress:
+    with progress_bar() as progress:
         task = progress.add_task(f"{name}: replaying", total=len(workload.requests))
         return await replay(
             url,

@@ -13,9 +13,6 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from bench.arguments import config_of
 from bench.blocking.analysis import analyse
 from bench.blocking.long_context import model_with_context
@@ -29,6 +26,7 @@ from bench.blocking.options import (
 from bench.blocking.report import Report
 from bench.blocking.sending import measure_granularity, require_shared_clock
 from bench.blocking.tax import measure_tax
+from bench.progress import progress_bar
 from bench.report import new_folder, result_console
 from bench.servers import ServerOptions, running_server
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
@@ -71,7 +69,7 @@ async def _run_granularity(
     log = report.folder / f"{name}.log"
     longest = max(*options.lengths, options.switch_tokens)
     async with running_server("flowprefill", with_flags, log, longest) as server:
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task(f"{name}: blocking", total=options.num_steps)
             run = await measure_granularity(server.url, options, lambda: progress.advance(task))
             progress.update(task, completed=options.num_steps)
@@ -95,25 +93,13 @@ async def _run_tax(shared: ServerOptions, options: BlockingOptions, report: Repo
             )
             urls[name] = server.url
             report.add_server(f"tax-{name}", server.description)
-        with _progress() as progress:
+        with progress_bar() as progress:
             num_blocks = options.tax.rounds * len(options.tax.blocks) * len(urls)
             task = progress.add_task("throughput tax", total=num_blocks)
             report.tax_samples = await measure_tax(
                 urls, options.tax, lambda: progress.advance(task)
             )
     report.write()
-
-
-def _progress() -> Progress:
-    # Redrawn once a second: the client shares the processor with the server under test.
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        refresh_per_second=1,
-    )
 
 
 def _with_long_context(shared: ServerOptions, options: BlockingOptions) -> ServerOptions:

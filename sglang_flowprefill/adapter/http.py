@@ -6,6 +6,7 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
+from sglang_flowprefill.adapter.admission import can_reject
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
 from sglang_flowprefill.api.answer import report_abort
 from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
@@ -18,12 +19,11 @@ def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
     """Put ``SloMiddleware`` outermost (BEFORE hook of ``http_server.launch_server``)."""
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (heavy, this process only)
 
-    classes, config = slo_classes_of(server_args), config_of(server_args)
-    overloads = {config.admission} | {entry.overload for entry in classes.by_name.values()}
+    classes = slo_classes_of(server_args)
     app.add_middleware(
         SloMiddleware,
         resolver=SloResolver(classes),
-        can_reject="reject" in overloads or config.max_waiting is not None,
+        can_reject=can_reject(config_of(server_args), classes),
     )
 
 

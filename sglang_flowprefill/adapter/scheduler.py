@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from sglang.srt.disaggregation.utils import prepare_abort
 from sglang.srt.managers.io_struct import (
@@ -34,7 +34,7 @@ from sglang.srt.observability.req_time_stats import set_schedule_time_batch
 from sglang.srt.runtime_context import get_observability
 from sglang.srt.utils.common import DynamicGradMode
 
-from sglang_flowprefill.adapter.admission import AdmissionByClass
+from sglang_flowprefill.adapter.admission import admission_modes, admission_of
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_loop import EventLoop
 from sglang_flowprefill.adapter.event_source import EventSource, StressEventSource
@@ -63,7 +63,6 @@ from sglang_flowprefill.api.overload import reject
 from sglang_flowprefill.api.slo import SloClasses, SloResolver
 from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import (
-    AdmissionControl,
     DecodePacing,
     Degrade,
     DegradedLast,
@@ -73,7 +72,6 @@ from sglang_flowprefill.core import (
     Reject,
     make_policy,
 )
-from sglang_flowprefill.core.admission import AdmissionMode
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.executor import Ranks
 from sglang_flowprefill.executor.timeline import Timeline
@@ -139,7 +137,7 @@ class FlowPrefillScheduler(Scheduler):
             events=events,
             policy_name=config.policy,
             policy=_policy(config, self.slo_resolver.classes, profile.cost, str(self.device)),
-            admission=_admission(config, self.slo_resolver.classes),
+            admission=admission_of(config, self.slo_resolver.classes),
             telemetry=Telemetry(Metrics(is_enabled=reports), timeline),
             ranks=ranks,
             memory=runner.memory,
@@ -438,7 +436,7 @@ def _policy(
     config: FlowPrefillConfig, classes: SloClasses, cost: PrefillCost, device: str
 ) -> PrefillScheduler:
     policy = make_policy(config.policy, PolicyOptions(config.starvation_factor))
-    if "degrade" in _admission_modes(config, classes):
+    if "degrade" in admission_modes(config, classes):
         policy = DegradedLast(policy)
     device_tokens = _DEFAULT_BATCH_TOKENS.get(device, _DEFAULT_BATCH_TOKENS_ON_GPU)
     max_batch_tokens = config.max_batch_tokens or device_tokens
@@ -453,19 +451,6 @@ def _policy(
         preemption_margin_s=config.preemption_margin_ms / 1000.0,
         min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
     )
-
-
-def _admission_modes(config: FlowPrefillConfig, classes: SloClasses) -> set[AdmissionMode]:
-    server_mode = cast("AdmissionMode", config.admission)
-    return {server_mode} | {classes.admission_mode(name, server_mode) for name in classes.by_name}
-
-
-def _admission(config: FlowPrefillConfig, classes: SloClasses) -> AdmissionByClass | None:
-    """Return what judges new requests; None if every one is admitted."""
-    if _admission_modes(config, classes) == {"off"} and config.max_waiting is None:
-        return None
-    control = AdmissionControl(cast("AdmissionMode", config.admission), config.max_waiting)
-    return AdmissionByClass(control, classes)
 
 
 def _needs_quiet_engine(message: Any) -> bool:

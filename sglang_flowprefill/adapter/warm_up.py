@@ -72,7 +72,7 @@ class WarmUp:
                 self._forget(req)
                 return num_boundaries, seconds
             req.inflight_middle_chunks -= 1  # as upstream does with the result of a chunk
-            engine.stash_chunked_request(req)
+            engine.publish_chunk(req)
             batch = engine.form_next_chunk(req)
         raise RuntimeError(f"no memory for a warm-up prefill of {num_tokens} tokens")
 
