@@ -156,15 +156,15 @@ UPSTREAM = (
     *(
         UpstreamSymbol(f"managers.io_struct.{name}", used_in, "kind of message")
         for name, used_in in (
-            ("AbortReq", "event_loop.py"),
-            ("BatchTokenizedGenerateReqInput", "event_loop.py"),
-            ("TokenizedGenerateReqInput", "event_loop.py"),
-            ("ConfigureLoggingReq", "scheduler.py"),
-            ("ContinueGenerationReqInput", "scheduler.py"),
-            ("FlushCacheReqInput", "scheduler.py"),
-            ("FreezeGCReq", "scheduler.py"),
-            ("GetInternalStateReq", "scheduler.py"),
-            ("PauseGenerationReqInput", "scheduler.py"),
+            ("AbortReq", "messages.py"),
+            ("BatchTokenizedGenerateReqInput", "messages.py"),
+            ("TokenizedGenerateReqInput", "messages.py"),
+            ("ConfigureLoggingReq", "messages.py"),
+            ("ContinueGenerationReqInput", "messages.py"),
+            ("FlushCacheReqInput", "messages.py"),
+            ("FreezeGCReq", "messages.py"),
+            ("GetInternalStateReq", "messages.py"),
+            ("PauseGenerationReqInput", "messages.py"),
             ("GenerateReqInput", "http.py"),
         )
     ),

@@ -19,15 +19,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
-from sglang.srt.managers.io_struct import (
-    AbortReq,
-    BatchTokenizedGenerateReqInput,
-    TokenizedGenerateReqInput,
-)
 
 from sglang_flowprefill.adapter.admission import AdmissionByClass
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
-from sglang_flowprefill.adapter.event_source import EventSource
+from sglang_flowprefill.adapter.event_sources import EventSources
 from sglang_flowprefill.adapter.model_runner import MemoryPerToken, PreemptibleModelRunner
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
 from sglang_flowprefill.adapter.requests import prefill_request, scheduler_clock_s
@@ -62,9 +57,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDLE_WAIT_S = 1.0  # an idle server still answers SGLang's periodic housekeeping
-_BLOCKED_WAIT_S = 0.02  # work waits for memory, or a grammar for its compiler thread
-_GRAMMAR_POLL_S = 0.02
-_FREES_MEMORY = frozenset({EventKind.COMPLETION, EventKind.ABORT})
+_BLOCKED_WAIT_S = 0.02  # work waits for memory, or for a grammar
 
 
 class EventLoop:
@@ -73,7 +66,7 @@ class EventLoop:
     Args:
         engine: The scheduler; this loop uses its primitives only.
         runner: Makes prefill forwards suspendable.
-        events: What interrupts them.
+        events: What causes rounds, and interrupts prefills.
         policy_name: What the user calls the policy.
         admission: Judges new requests; None admits every one.
         policy: What decides. Its predictor is calibrated with every prefill that ends.
@@ -95,7 +88,7 @@ class EventLoop:
         *,
         engine: "FlowPrefillScheduler",
         runner: PreemptibleModelRunner,
-        events: EventSource,
+        events: EventSources,
         policy_name: str,
         policy: PrefillScheduler,
         admission: AdmissionByClass | None,
@@ -125,7 +118,6 @@ class EventLoop:
         self._decision: Decision = Wait("start")
         self._current: OperatorCursor | None = None
         self._blocked: BlockedRequest | None = None
-        self._timer_s = math.inf
         self._next_batch_id = 0
         self.cursors: dict[int, OperatorCursor] = {}
 
@@ -199,18 +191,10 @@ class EventLoop:
     # ---- events ----
 
     def _collect_events(self) -> None:
-        for message in self._engine.ingest_requests():
-            for kind in _kinds_of(message):
-                self._note(kind)
-        for _ in range(self._engine.admit_ready_grammars()):
-            self._note(EventKind.GRAMMAR_READY)
-        if self._clock() >= self._timer_s:
-            self._timer_s = math.inf
-            self._note(EventKind.TIMER)
-
-    def _note(self, kind: EventKind) -> None:
-        self._new_events.append(Event(kind, self._clock()))
-        self._telemetry.on_event(kind)
+        taken = self._events.take()
+        self._new_events += taken
+        for event in taken:
+            self._telemetry.on_event(event.kind)
 
     # ---- rounds ----
 
@@ -219,7 +203,7 @@ class EventLoop:
 
     def _run_round(self) -> Decision:
         """Decide once, for all events since the last round."""
-        if any(e.kind in _FREES_MEMORY for e in self._new_events):
+        if any(event.kind is EventKind.KV_FREED for event in self._new_events):
             self._unblock()
         now_s, view = self._clock(), self._view()
         decision = self._ask_policy(view, now_s)
@@ -254,6 +238,7 @@ class EventLoop:
 
     def _decide_without_memory(self) -> None:
         """Ask the policy once more, now that it can see who found no memory."""
+        self._events.memory.watch()
         self._decision = self._ranks.agree(lambda: self._ask_policy(self._view(), self._clock()))
 
     def _releases(self) -> list[Release]:
@@ -272,11 +257,12 @@ class EventLoop:
     def _ask_policy(self, view: SchedulerView, now_s: float) -> Decision:
         """Return a decision, and have the timer cause the next round that it asks for."""
         decision = self._policy.decide(view, now_s)
-        self._timer_s = math.inf
+        due_s = math.inf
         if isinstance(decision, StartBatch | ResumeBatch):
-            self._timer_s = decision.review_s
+            due_s = decision.review_s
         if view.decode is not None and view.decode.due_s > now_s:
-            self._timer_s = min(self._timer_s, view.decode.due_s)
+            due_s = min(due_s, view.decode.due_s)
+        self._events.timer.due_s = due_s
         return decision
 
     def _decode_view(self) -> DecodeView | None:
@@ -352,7 +338,6 @@ class EventLoop:
             self._telemetry.on_preemption(before.prefill)
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
-        self._arm_timer()
         is_finished = self._run_slice(cursor, reason)
         if self._checks_cursors:
             assert cursor.execution is not None
@@ -372,6 +357,7 @@ class EventLoop:
     def _run_slice(self, cursor: OperatorCursor, reason: str) -> bool:
         engine = self._engine
         engine.cur_batch_for_debug = cursor.batch
+        self._events.start_slice()
         self._telemetry.on_resume(
             cursor, self._clock(), reason=reason, num_suspended=len(self.cursors) - 1
         )
@@ -379,13 +365,6 @@ class EventLoop:
             return cursor.run_slice(
                 self._clock, engine.req_to_token_pool.req_to_token, check=self._checks_cursors
             )
-
-    def _arm_timer(self) -> None:
-        """Have the boundaries of the next slice notice what no message announces."""
-        due_s = self._timer_s
-        if self._engine.grammar_manager.has_waiting_grammars():
-            due_s = min(due_s, self._clock() + _GRAMMAR_POLL_S)
-        self._events.arm(due_s)
 
     def _start_next_chunk(self, cursor: OperatorCursor) -> bool:
         """Form the next forward pass of a chunked prompt; without memory for it, return False."""
@@ -414,7 +393,7 @@ class EventLoop:
         if is_last:
             self._calibrate(cursor)
             self._telemetry.on_prefill_end(cursor, now_s)
-            self._note(EventKind.COMPLETION)
+            self._events.post(EventKind.COMPLETION)
         else:
             engine.publish_chunk(cursor.rest)
             cursor.prefill.requests = (prefill_request(cursor.rest),)
@@ -439,7 +418,7 @@ class EventLoop:
         now_s = self._clock()
         self._decode_clock.on_step(start_s, now_s)
         self._telemetry.on_decode(start_s, now_s, num_requests)
-        self._note(EventKind.COMPLETION)
+        self._events.post(EventKind.COMPLETION)
 
     def _wait(self) -> None:
         """Nothing to run: SGLang's idle housekeeping, then sleep."""
@@ -451,7 +430,7 @@ class EventLoop:
             self._events.wait(_BLOCKED_WAIT_S)
             if engine.waiting_queue or self.cursors:
                 self._unblock()
-                self._note(EventKind.TIMER)
+                self._events.post(EventKind.TIMER)
 
     # ---- leaving early ----
 
@@ -512,17 +491,9 @@ class EventLoop:
         self._telemetry.on_cancel(
             cursor, now_s, is_restarted=is_restarted, num_unfinished=len(self.cursors)
         )
-        self._note(EventKind.ABORT)
+        self._events.post(EventKind.ABORT)
 
     def _forget(self, cursor: OperatorCursor) -> None:
         del self.cursors[cursor.prefill.batch_id]
         if self._current is cursor:
             self._current = None
-
-
-def _kinds_of(message: Any) -> list[EventKind]:
-    if isinstance(message, BatchTokenizedGenerateReqInput):
-        return [EventKind.ARRIVAL] * len(message)
-    if isinstance(message, TokenizedGenerateReqInput):
-        return [EventKind.ARRIVAL]
-    return [EventKind.ABORT if isinstance(message, AbortReq) else EventKind.CONTROL]

@@ -22,7 +22,11 @@ class Metrics:
         self._events = Counter(
             f"{prefix}events_total", "Events that reached the scheduler.", ["kind"]
         )
-        self._rounds = Counter(f"{prefix}rounds_total", "Scheduling rounds.")
+        self._rounds = Counter(
+            f"{prefix}rounds_total",
+            "Scheduling rounds, by the first of the events that each was for.",
+            ["cause"],
+        )
         self._preemptions = Counter(
             f"{prefix}preemptions_total", "Times an unfinished prefill made way for another."
         )
@@ -70,10 +74,10 @@ class Metrics:
         if self._is_enabled:
             self._events.labels(kind.value).inc()
 
-    def on_round(self) -> None:
+    def on_round(self, cause: EventKind) -> None:
         """Count a scheduling round."""
         if self._is_enabled:
-            self._rounds.inc()
+            self._rounds.labels(cause.value).inc()
 
     def on_preemption(self) -> None:
         """Count a preemption."""

@@ -15,17 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.disaggregation.utils import prepare_abort
-from sglang.srt.managers.io_struct import (
-    AbortReq,
-    BatchTokenizedGenerateReqInput,
-    ConfigureLoggingReq,
-    ContinueGenerationReqInput,
-    FlushCacheReqInput,
-    FreezeGCReq,
-    GetInternalStateReq,
-    PauseGenerationReqInput,
-    TokenizedGenerateReqInput,
-)
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
 from sglang.srt.managers.utils import is_health_check_generate_req
@@ -37,8 +26,15 @@ from sglang.srt.utils.common import DynamicGradMode
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_loop import EventLoop
-from sglang_flowprefill.adapter.event_source import EventSource, StressEventSource
+from sglang_flowprefill.adapter.event_sources import (
+    EventSources,
+    GrammarSource,
+    MemorySource,
+    MessageSource,
+    StressEventSources,
+)
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
+from sglang_flowprefill.adapter.messages import kinds_of, needs_quiet_engine
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
 from sglang_flowprefill.adapter.prefill_adder import (
@@ -78,18 +74,6 @@ from sglang_flowprefill.executor.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
-# These may run beside suspended prefills. Anything else (weights, LoRA, memory, profiling,
-# shutdown, ...) finds none: they are run to their end first.
-_HARMLESS_MESSAGES = (
-    TokenizedGenerateReqInput,
-    BatchTokenizedGenerateReqInput,
-    AbortReq,
-    FlushCacheReqInput,  # refuses by itself while the server is not idle
-    GetInternalStateReq,
-    FreezeGCReq,
-    ConfigureLoggingReq,
-    ContinueGenerationReqInput,
-)
 _WARM_UP_TOKENS = 16
 _DEFAULT_BATCH_TOKENS = {"cpu": 512}
 _DEFAULT_BATCH_TOKENS_ON_GPU = 2048  # the paper's token bound
@@ -108,10 +92,7 @@ class FlowPrefillScheduler(Scheduler):
         self.slo_resolver = SloResolver(slo_classes_of(server_args))
         group = self.tp_group
         ranks = self._ranks = Ranks(group.rank_in_group, group.world_size, group.cpu_group)
-        channels = self.ipc_channels
-        events = (StressEventSource if config.stress else EventSource)(
-            [channels.recv_from_tokenizer, channels.recv_from_rpc] if ranks.is_leader else []
-        )
+        events = self._event_sources(StressEventSources if config.stress else EventSources)
         runner = PreemptibleModelRunner(
             self.tp_worker.model_runner,
             ranks.agreed_yield(events.has_event),
@@ -158,6 +139,19 @@ class FlowPrefillScheduler(Scheduler):
             runner.num_boundaries,
             runner.num_layers,
             type(self.tp_worker.model_runner.attn_backend).__name__,
+        )
+
+    def _event_sources(self, kind: type[EventSources]) -> EventSources:
+        channels = self.ipc_channels
+        is_leader = self._ranks.is_leader
+        return kind(
+            MessageSource(
+                [channels.recv_from_tokenizer, channels.recv_from_rpc] if is_leader else [],
+                lambda: [kind for message in self.ingest_requests() for kind in kinds_of(message)],
+            ),
+            GrammarSource(self.grammar_manager.has_waiting_grammars, self._admit_ready_grammars),
+            MemorySource(self._room),
+            scheduler_clock_s,
         )
 
     def _profile(self, runner: PreemptibleModelRunner, cache_dir: str | None) -> Profile:
@@ -286,7 +280,7 @@ class FlowPrefillScheduler(Scheduler):
         """Dispatch messages; those that need a quiet engine get one first."""
         start = 0
         for index, message in enumerate(recv_reqs):
-            if self._suspended_reqs and _needs_quiet_engine(message):
+            if self._suspended_reqs and needs_quiet_engine(message):
                 super().process_input_requests(recv_reqs[start:index])
                 start = index
                 assert self._loop is not None
@@ -301,7 +295,7 @@ class FlowPrefillScheduler(Scheduler):
 
     # ---- primitives of the loop ----
 
-    def admit_ready_grammars(self) -> int:
+    def _admit_ready_grammars(self) -> int:
         """Move requests whose grammar is compiled to the waiting queue; return how many."""
         if not self.grammar_manager.has_waiting_grammars():
             return 0
@@ -354,6 +348,18 @@ class FlowPrefillScheduler(Scheduler):
         self.chunked_prefill_size = self.chunked_req = None
         self.running_batch = plan.running_batch
         return plan.batch_to_run
+
+    def _room(self) -> tuple[float, ...]:
+        """Return what SGLang's admission may give out; every number grows as memory comes free.
+
+        KV slots (those of evictable cache entries too), request rows, and the share of their
+        longest possible output that it does not reserve for running requests.
+        """
+        return (
+            self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size(),
+            self.req_to_token_pool.available_size(),
+            1.0 - self.new_token_ratio_tracker.current,
+        )
 
     @property
     def num_missing_tokens(self) -> int:
@@ -451,9 +457,3 @@ def _policy(
         preemption_margin_s=config.preemption_margin_ms / 1000.0,
         min_preemption_gain_s=config.min_preemption_gain_ms / 1000.0,
     )
-
-
-def _needs_quiet_engine(message: Any) -> bool:
-    if isinstance(message, PauseGenerationReqInput):
-        return message.mode != "in_place"  # in place, suspended prefills just stay suspended
-    return not isinstance(message, _HARMLESS_MESSAGES)

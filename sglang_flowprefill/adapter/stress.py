@@ -27,9 +27,9 @@ class StressEventLoop(EventLoop):
         self._line: list[int] = []
 
     def _collect_events(self) -> None:
-        super()._collect_events()
         if self.cursors or self._engine.has_decode_work:
-            self._note(EventKind.TIMER)
+            self._events.post(EventKind.TIMER)
+        super()._collect_events()
 
     def _run_round(self) -> Decision:
         decision = super()._run_round()

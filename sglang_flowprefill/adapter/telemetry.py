@@ -45,9 +45,10 @@ class Telemetry:
     def on_round(
         self, events: Sequence[Event], decision: Decision, view: SchedulerView, now_s: float
     ) -> None:
-        """A scheduling round decided."""
-        self._recorder.num_rounds += 1
-        self._metrics.on_round()
+        """A scheduling round decided, caused by the first of these events."""
+        cause = events[0].kind
+        self._recorder.num_rounds_by_cause[cause] += 1
+        self._metrics.on_round(cause)
         if self._timeline is not None:
             self._timeline.on_round(
                 now_s,
@@ -142,6 +143,9 @@ class Telemetry:
         return {
             "num_events": {kind.value: n for kind, n in statistics.num_events.items()},
             "num_rounds": statistics.num_rounds,
+            "num_rounds_by_cause": {
+                kind.value: n for kind, n in statistics.num_rounds_by_cause.items()
+            },
             "num_preemptions": statistics.num_preemptions,
             "num_prefills": statistics.num_prefills,
             "num_cancelled": statistics.num_cancelled,

@@ -2,8 +2,8 @@
 
 A round happens only after at least one event, so rounds never outnumber events, and an idle
 server runs none. Source: FlowPrefill, event-driven scheduling (arrival and completion).
-Differs: aborts, timers, ready grammars and control messages are events of their own; the
-released reference does not notice aborts.
+Differs: aborts, timers, ready grammars, freed memory and control messages are events of their
+own; the released reference does not notice aborts.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ class EventKind(Enum):
     ARRIVAL = "arrival"
     COMPLETION = "completion"  # a prefill batch or a decode step ended
     ABORT = "abort"
-    TIMER = "timer"  # a decode step is due
-    GRAMMAR_READY = "grammar_ready"
+    TIMER = "timer"  # a decode step or a review is due
+    GRAMMAR_READY = "grammar_ready"  # a waiting request's grammar is compiled
+    KV_FREED = "kv_freed"  # KV memory came free that somebody waits for
     CONTROL = "control"  # pause, flush, weight update, ... arrived on the same socket
 
 

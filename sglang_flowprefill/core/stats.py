@@ -32,7 +32,7 @@ class SchedulerStatistics:
 
     Attributes:
         num_events: Events by kind.
-        num_rounds: Scheduling rounds; never more than events.
+        num_rounds_by_cause: Scheduling rounds by the first event that each was for.
         num_preemptions: Times other work was put in front of an unfinished prefill.
         num_prefills: Prefill batches that ended.
         num_cancelled: Prefill batches that were cancelled, because all members were aborted or
@@ -44,7 +44,7 @@ class SchedulerStatistics:
     """
 
     num_events: Mapping[EventKind, int]
-    num_rounds: int
+    num_rounds_by_cause: Mapping[EventKind, int]
     num_preemptions: int
     num_prefills: int
     num_cancelled: int
@@ -53,12 +53,16 @@ class SchedulerStatistics:
     lost_s: float
     attainment: Mapping[str, ClassAttainment]
 
+    @property
+    def num_rounds(self) -> int:
+        """Scheduling rounds; never more than events."""
+        return sum(self.num_rounds_by_cause.values())
+
 
 @dataclass(slots=True)
 class StatisticsRecorder:
     """Mutable side of ``SchedulerStatistics``."""
 
-    num_rounds: int = 0
     num_preemptions: int = 0
     num_prefills: int = 0
     num_cancelled: int = 0
@@ -66,6 +70,7 @@ class StatisticsRecorder:
     num_restarts: int = 0
     lost_s: float = 0.0
     num_events: Counter[EventKind] = field(default_factory=Counter)
+    num_rounds_by_cause: Counter[EventKind] = field(default_factory=Counter)
     _attainment: dict[str, ClassAttainment] = field(default_factory=dict)
 
     def on_restart(self, batch: PrefillBatch) -> None:
@@ -87,7 +92,7 @@ class StatisticsRecorder:
         """Return a frozen snapshot."""
         return SchedulerStatistics(
             num_events=MappingProxyType(dict(self.num_events)),
-            num_rounds=self.num_rounds,
+            num_rounds_by_cause=MappingProxyType(dict(self.num_rounds_by_cause)),
             num_preemptions=self.num_preemptions,
             num_prefills=self.num_prefills,
             num_cancelled=self.num_cancelled,

@@ -3,7 +3,7 @@
 Same rules: a round only after an event, one decision until the next round, a prefill yields at
 the first boundary after an event, a decode step is due as ``core/decode.py`` says. A
 decision for which there is no memory is noted and decided again within the same round; what was
-noted is forgotten when memory may have come free.
+noted is forgotten when memory has come free.
 """
 
 import math
@@ -143,9 +143,10 @@ class Simulation:
         self._by_id: dict[str, Arrival] = {}
         self._coming: list[tuple[float, int, PrefillRequest]] = []
         self._leaving: list[tuple[float, str]] = []
-        self._has_new_event = False
+        self._round_cause: EventKind | None = None
         self._decision: Decision = Wait("start")
         self._blocked: BlockedRequest | None = None
+        self._num_used_when_blocked = -1
         self._cursors: dict[int, _Cursor] = {}
         self._current: _Cursor | None = None
         self._decoding: list[_Decoding] = []
@@ -207,8 +208,8 @@ class Simulation:
         self._until_s = until_s
         while self.has_work and self.now_s < until_s:
             self._collect_events()
-            if self._has_new_event:
-                self._decision = self._run_round()
+            if self._round_cause is not None:
+                self._decision = self._run_round(self._round_cause)
             self._carry_out(self._decision)
 
     # ---- events and rounds ----
@@ -222,6 +223,9 @@ class Simulation:
         if self.now_s >= self._timer_s:
             self._timer_s = math.inf
             self._note(EventKind.TIMER)
+        if self.kv.num_used < self._num_used_when_blocked:
+            self._forget_blocked()
+            self._note(EventKind.KV_FREED)
 
     def _arrive(self, request: PrefillRequest) -> None:
         match self._admission.decide(request, self._scheduler, self._view(), self.now_s):
@@ -235,20 +239,24 @@ class Simulation:
                 )
 
     def _note(self, kind: EventKind) -> None:
-        self._has_new_event = True
+        self._round_cause = self._round_cause or kind
         self.recorder.num_events[kind] += 1
-        if kind in (EventKind.COMPLETION, EventKind.ABORT):
-            self._forget_blocked()
+
+    def _decide_without_memory(self) -> None:
+        """Decide again within the round, now that it is known who lacks memory."""
+        self._num_used_when_blocked = self.kv.num_used
+        self._decision = self._decide()
 
     def _forget_blocked(self) -> None:
-        """Memory may have come free: whoever lacked some may try again."""
+        """Memory came free: whoever lacked some may try again."""
+        self._num_used_when_blocked = -1
         self._blocked = None
         for cursor in self._cursors.values():
             cursor.prefill.num_missing_tokens = 0
 
-    def _run_round(self) -> Decision:
-        self._has_new_event = False
-        self.recorder.num_rounds += 1
+    def _run_round(self, cause: EventKind) -> Decision:
+        self._round_cause = None
+        self.recorder.num_rounds_by_cause[cause] += 1
         return self._decide()
 
     def _view(self) -> SchedulerView:
@@ -310,7 +318,7 @@ class Simulation:
             if num_missing:
                 if not admitted:
                     self._blocked = BlockedRequest(request, num_missing)
-                    self._decision = self._decide()
+                    self._decide_without_memory()
                     return
                 break
             self.kv.take(request.request_id, num_tokens)
@@ -372,7 +380,7 @@ class Simulation:
     def _resume(self, cursor: _Cursor) -> None:
         """Run a prefill until it ends, an event comes, or its next chunk lacks memory."""
         if not cursor.operators_s and not self._open_chunk(cursor):
-            self._decision = self._decide()
+            self._decide_without_memory()
             return
         before = self._current
         if before is not None and before is not cursor and before.prefill.num_missing_tokens == 0:
@@ -394,7 +402,7 @@ class Simulation:
                 return
             elif not cursor.operators_s and not self._open_chunk(cursor):
                 cursor.prefill.apply(BatchChange.YIELD, self.now_s)
-                self._decision = self._decide()
+                self._decide_without_memory()
 
     def _next_event_s(self) -> float:
         """Time of the next event that a running prefill has to notice."""

@@ -422,17 +422,16 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
     """Put the script in the places of event source, policy and clock."""
     from sglang_flowprefill.adapter import scheduler as product
     from sglang_flowprefill.adapter.event_loop import EventLoop
-    from sglang_flowprefill.adapter.event_source import EventSource
+    from sglang_flowprefill.adapter.event_sources import EventSources
     from sglang_flowprefill.core import EventKind, PrefillScheduler
 
-    class ScriptedSource(EventSource):
+    class ScriptedSources(EventSources):
         def has_event(self) -> bool:
             self.cause = "script"
             return engine._on_boundary()
 
-        def wait(self, timeout_s: float) -> bool:
+        def wait(self, timeout_s: float) -> None:
             engine._on_quiet()
-            return False
 
     @dataclass(frozen=True)
     class ScriptedScheduler(PrefillScheduler):
@@ -448,10 +447,10 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
 
         def _collect_events(self) -> None:
             """Have a round at every turn, not only after messages, so that the script decides."""
-            super()._collect_events()
             if self.cursors or self._engine.has_decode_work or self._engine.waiting_queue:
-                self._note(EventKind.TIMER)
+                self._events.post(EventKind.TIMER)
+            super()._collect_events()
 
-    product.EventSource = ScriptedSource
+    product.EventSources = ScriptedSources
     product.EventLoop = ScriptedLoop
     product.scheduler_clock_s = engine.clock

@@ -36,7 +36,7 @@ def test_a_snapshot_does_not_change_afterwards():
     recorder.num_events[EventKind.ARRIVAL] += 1
     before = recorder.statistics()
     recorder.num_events[EventKind.ARRIVAL] += 1
-    recorder.num_rounds += 1
+    recorder.num_rounds_by_cause[EventKind.ARRIVAL] += 1
     recorder.on_first_token(make_request(), 0.1)
     assert (before.num_events, before.num_rounds, before.attainment) == (
         {EventKind.ARRIVAL: 1},

@@ -1,0 +1,242 @@
+"""Where the scheduler process hears of events, merged behind one interface.
+
+    messages   ZMQ sockets: arrivals, aborts, control messages
+    timer      a decode step or a review is due
+    grammars   SGLang's grammar compiler threads
+    memory     KV memory came free that somebody waits for
+    the loop   completions and cancellations, which it ``post``s itself
+
+A source answers two questions. ``is_ready`` is asked at every boundary of a running prefill, so
+it costs microseconds (all of them together about 4 us for two sockets) and takes nothing in.
+``take`` is asked between two decisions and says what has happened since; with tensor parallelism
+on every rank, at the same points, because taking messages in is a collective.
+
+All on the scheduler's own thread: ZMQ sockets are not thread-safe.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import zmq
+
+from sglang_flowprefill.core import Event, EventKind
+
+_GRAMMAR_POLL_S = 0.02
+
+
+class Source(Protocol):
+    """One origin of events.
+
+    Attributes:
+        name: What a yield is said to make way for.
+    """
+
+    name: str
+
+    def is_ready(self, now_s: float) -> bool:
+        """Tell whether ``take`` may have something to say. Asked at boundaries."""
+        ...
+
+    def take(self, now_s: float) -> Iterable[EventKind]:
+        """Return what has happened since the last call, each once."""
+        ...
+
+
+class MessageSource:
+    """The scheduler's input sockets.
+
+    Args:
+        sockets: Empty on tensor-parallel followers, whose messages reach them through the leader.
+        receive: Takes in what has come and returns the kind of each message.
+    """
+
+    name = "message"
+
+    def __init__(
+        self, sockets: Sequence[zmq.Socket], receive: Callable[[], Iterable[EventKind]]
+    ) -> None:
+        self._sockets = list(sockets)
+        self._receive = receive
+        self._poller = zmq.Poller()
+        for socket in self._sockets:
+            self._poller.register(socket, zmq.POLLIN)
+
+    def is_ready(self, now_s: float) -> bool:  # noqa: ARG002 (protocol)
+        """Tell whether a message waits.
+
+        The raw file descriptor of a ZMQ socket is edge-triggered; EVENTS is the reliable test.
+        """
+        return any(socket.getsockopt(zmq.EVENTS) & zmq.POLLIN for socket in self._sockets)
+
+    def take(self, now_s: float) -> Iterable[EventKind]:  # noqa: ARG002 (protocol)
+        """Take in all messages that have come."""
+        return self._receive()
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until a message comes, or the timeout.
+
+        Without sockets return at once: a follower waits in the loop's next broadcast instead.
+        """
+        if self._sockets:
+            self._poller.poll(timeout_s * 1000)
+
+
+class TimerSource:
+    """One wake-up time, which the policy sets.
+
+    Attributes:
+        due_s: When; infinity for never.
+    """
+
+    name = "timer"
+
+    def __init__(self) -> None:
+        self.due_s = math.inf
+
+    def is_ready(self, now_s: float) -> bool:
+        """Tell whether the time has come."""
+        return now_s >= self.due_s
+
+    def take(self, now_s: float) -> Iterable[EventKind]:
+        """Go off once."""
+        if now_s < self.due_s:
+            return ()
+        self.due_s = math.inf
+        return (EventKind.TIMER,)
+
+
+class GrammarSource:
+    """Requests that wait for a grammar compiler thread, which tells nobody when it is through.
+
+    Args:
+        has_waiting: Tells whether there are any.
+        admit_ready: Queues those whose grammar is compiled and returns how many.
+    """
+
+    name = "grammar"
+
+    def __init__(self, has_waiting: Callable[[], bool], admit_ready: Callable[[], int]) -> None:
+        self._has_waiting = has_waiting
+        self._admit_ready = admit_ready
+        self._next_look_s = 0.0
+
+    def is_ready(self, now_s: float) -> bool:
+        """Tell whether it is time to look again: a running prefill yields for it."""
+        return now_s >= self._next_look_s and self._has_waiting()
+
+    def take(self, now_s: float) -> Iterable[EventKind]:
+        """Queue what is ready."""
+        self._next_look_s = now_s + _GRAMMAR_POLL_S
+        return (EventKind.GRAMMAR_READY,) * self._admit_ready()
+
+
+class MemorySource:
+    """Tells when memory came free that somebody waits for.
+
+    Args:
+        room: What may be given out now; every number grows as memory comes free.
+    """
+
+    name = "memory"
+
+    def __init__(self, room: Callable[[], tuple[float, ...]]) -> None:
+        self._room = room
+        self._room_before: tuple[float, ...] | None = None
+
+    def watch(self) -> None:
+        """Somebody has just been turned away for want of memory."""
+        self._room_before = self._room()
+
+    def is_ready(self, now_s: float) -> bool:  # noqa: ARG002 (protocol)
+        """Never at a boundary: a running prefill frees nothing for others."""
+        return False
+
+    def take(self, now_s: float) -> Iterable[EventKind]:  # noqa: ARG002 (protocol)
+        """Say so once there is more of anything than when somebody was turned away."""
+        before = self._room_before
+        if before is None or not any(
+            now > then for now, then in zip(self._room(), before, strict=True)
+        ):
+            return ()
+        self._room_before = None
+        return (EventKind.KV_FREED,)
+
+
+class EventSources:
+    """All sources as one.
+
+    Args:
+        messages: Also what an idle scheduler sleeps on.
+        grammars: See the module docstring, like the others.
+        memory: Likewise.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        timer: Armed by the loop.
+        memory: Told by the loop when somebody is turned away.
+        cause: Name of the source that the last positive answer was about.
+        last_quiet_s: When nothing had happened the last time that somebody looked.
+    """
+
+    def __init__(
+        self,
+        messages: MessageSource,
+        grammars: GrammarSource,
+        memory: MemorySource,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.timer = TimerSource()
+        self.memory = memory
+        self.cause = ""
+        self.last_quiet_s = 0.0
+        self._messages = messages
+        self._clock = clock
+        self._sources: Sequence[Source] = (self.timer, messages, grammars, memory)
+        self._posted: list[Event] = []
+
+    def start_slice(self) -> None:
+        """Nothing has happened yet: a prefill is about to run."""
+        self.last_quiet_s = self._clock()
+
+    def has_event(self) -> bool:
+        """Tell, at a boundary, whether the scheduler should look.
+
+        ``last_quiet_s`` keeps the last time the answer was no: what caused a yes came after it,
+        which bounds from above how long a running prefill has blocked it.
+        """
+        now_s = self._clock()
+        for source in self._sources:
+            if source.is_ready(now_s):
+                self.cause = source.name
+                return True
+        self.last_quiet_s = now_s
+        return False
+
+    def post(self, kind: EventKind) -> None:
+        """Note what the loop itself has done."""
+        self._posted.append(Event(kind, self._clock()))
+
+    def take(self) -> list[Event]:
+        """Return everything that has happened since the last call, in the order noticed."""
+        taken: list[Event] = []
+        for source in self._sources:
+            now_s = self._clock()
+            taken += [Event(kind, now_s) for kind in source.take(now_s)]
+        taken += self._posted  # taking messages in may have posted more
+        self._posted.clear()
+        return sorted(taken, key=lambda event: event.time_s)
+
+    def wait(self, timeout_s: float) -> None:
+        """Sleep until a message comes or the timeout is over."""
+        self._messages.wait(timeout_s)
+
+
+class StressEventSources(EventSources):
+    """Interrupts at every boundary: for tests that results do not depend on where that happens."""
+
+    def has_event(self) -> bool:
+        """Say yes, always."""
+        self.cause = "stress"
+        return True
