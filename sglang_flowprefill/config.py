@@ -102,8 +102,8 @@ class FlowPrefillConfig:
         minimum=1,
     )
     max_batch_tokens: int | None = _setting(
-        "Short prompts are prefilled together up to this many tokens (default: 2048 on a GPU, "
-        "512 on a CPU).",
+        "Short prompts are prefilled together up to this many tokens (default: where throughput "
+        "saturates, by the measured prefill costs).",
         default=None,
         minimum=1,
     )
@@ -150,10 +150,25 @@ class FlowPrefillConfig:
         "~/.cache/sglang-flowprefill).",
         default=None,
     )
+    profile_again: bool = _setting(
+        "Measure prefill costs at this start, whatever is cached: for a profile that was measured "
+        "while the machine was busy.",
+        default=False,
+    )
     trace: str | None = _setting(
         "Write a timeline of prefills, operators and scheduling rounds to this file, for "
         "ui.perfetto.dev or chrome://tracing.",
         default=None,
+    )
+    prediction_factor: float = _setting(
+        "Debug: all predictions of prefill time are this many times the truth.",
+        default=1.0,
+        minimum=0.001,
+    )
+    prediction_noise: float = _setting(
+        "Debug: each request's prediction is off by a lognormal factor of this standard deviation.",
+        default=0.0,
+        minimum=0.0,
     )
     check_cursors: bool = _setting(
         "Debug: verify at every resume that nothing changed under a suspended prefill.",

@@ -8,6 +8,7 @@ FlowPrefillError
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
 ├── RankError                a tensor-parallel rank ended, fell silent or is out of step: stops the
 │                            server
+├── ProfileError             measured prefill costs cannot be read: ends the command that wants them
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
@@ -60,6 +61,10 @@ class CursorError(FlowPrefillError):
 
 class RankError(FlowPrefillError):
     """The ranks of a tensor-parallel server can no longer act as one."""
+
+
+class ProfileError(FlowPrefillError):
+    """The measured prefill costs of a server cannot be read or drawn."""
 
 
 class ModelConversionError(FlowPrefillError):

@@ -26,12 +26,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: It cannot start; the message says why.
     """
     try:
-        _serve(list(sys.argv[1:] if argv is None else argv))
+        arguments = complete_arguments(sys.argv[1:] if argv is None else argv)
+        from sglang_flowprefill.adapter.launch import launch  # noqa: PLC0415 (loads SGLang)
+
+        launch(arguments, _announce)
     except FlowPrefillError as error:
         raise SystemExit(f"flowprefill: error: {error}") from error
 
 
-def _serve(arguments: list[str]) -> None:
+def complete_arguments(given: Sequence[str]) -> list[str]:
+    """Fill in what the user left out, and switch FlowPrefill on for SGLang's processes to come.
+
+    Args:
+        given: Flags of SGLang and ours.
+
+    Returns:
+        Those, and the defaults of this machine. Variables that SGLang reads early are set.
+
+    Raises:
+        FlowPrefillError: The plugin is filtered out, or the embedded model cannot be had.
+    """
+    arguments = list(given)
     _require_plugin_allowed(os.environ.get("SGLANG_PLUGINS", ""))
     asked = _asked_for(arguments)
     in_file = _settings_in(asked.config)
@@ -48,9 +63,7 @@ def _serve(arguments: list[str]) -> None:
         # SGLang lets the command line beat the file: what the file says is not defaulted.
         arguments += cpu_server_defaults([*arguments, *(f"--{name}" for name in in_file)])
     enable()
-    from sglang_flowprefill.adapter.launch import launch  # noqa: PLC0415 (after the environment)
-
-    launch(arguments, _announce)
+    return arguments
 
 
 def _require_plugin_allowed(allowed: str) -> None:

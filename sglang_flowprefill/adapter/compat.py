@@ -247,6 +247,9 @@ UPSTREAM_HTTP = (
     ),
     UpstreamSymbol("entrypoints.http_server.app", "http.py", "middleware"),
     UpstreamSymbol(
+        "entrypoints.engine.Engine.run_scheduler_process_func", "launch.py", "profile command"
+    ),
+    UpstreamSymbol(
         "managers.scheduler.run_scheduler_process",
         "launch.py",
         "the scheduler process",

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
@@ -34,11 +34,13 @@ from sglang_flowprefill.core import (
     Calibration,
     Decision,
     DecodeView,
+    Distortion,
     DropBatches,
     Event,
     EventKind,
     Observation,
     PrefillBatch,
+    PrefillCost,
     PrefillRequest,
     PrefillScheduler,
     Reject,
@@ -69,7 +71,9 @@ class EventLoop:
         events: What causes rounds, and interrupts prefills.
         policy_name: What the user calls the policy.
         admission: Judges new requests; None admits every one.
-        policy: What decides. Its predictor is calibrated with every prefill that ends.
+        policy: What decides. Its cost is replaced at once, and whenever calibration has moved.
+        calibration: The predictor; learns from every prefill that ends.
+        distortion: Makes predictions wrong on purpose.
         telemetry: Told what happens.
         ranks: The ranks of the server; this one decides if it leads.
         memory: What a token of an unfinished prefill holds.
@@ -91,6 +95,8 @@ class EventLoop:
         events: EventSources,
         policy_name: str,
         policy: PrefillScheduler,
+        calibration: Calibration,
+        distortion: Distortion,
         admission: AdmissionByClass | None,
         telemetry: Telemetry,
         ranks: Ranks,
@@ -106,7 +112,9 @@ class EventLoop:
         self._policy_name = policy_name
         self._policy = policy
         self._admission = admission
-        self._calibration = Calibration.from_profile(policy.cost)
+        self._calibration = calibration
+        self._distortion = distortion
+        self._use_cost(calibration.cost)
         self._telemetry = telemetry
         self._ranks = ranks
         self._memory = memory
@@ -175,9 +183,10 @@ class EventLoop:
             "is_idle": self._engine.is_fully_idle(),
         }
 
-    def _describe_prediction(self) -> dict[str, float]:
+    def _describe_prediction(self) -> dict[str, Any]:
         error, cost = self._calibration.error, self._calibration.cost
         return {
+            "num_observed": self._calibration.num_observed,
             "num_observations": error.num_observations,
             "median_absolute_error": round(error.median_absolute, 4),
             "bias": round(error.bias, 4),
@@ -186,6 +195,10 @@ class EventLoop:
             "per_request_s": cost.per_request_s,
             "per_token_s": cost.per_token_s,
             "per_attention_pair_s": cost.per_attention_pair_s,
+            "recent": [
+                {**asdict(judged.observation), "predicted_s": judged.predicted_s}
+                for judged in self._calibration.recent
+            ],
         }
 
     # ---- events ----
@@ -409,8 +422,12 @@ class EventLoop:
         observation = Observation.of(cursor.started_as, cursor.prefill.run_s)
         self._calibration = self._calibration.observed(observation)
         self._telemetry.on_prediction(self._calibration.error)
-        if self._calibration.has_moved_from(self._policy.cost):
-            self._policy = replace(self._policy, cost=self._calibration.cautious_cost)
+        if self._calibration.has_moved_from(self._cost):
+            self._use_cost(self._calibration.cautious_cost)
+
+    def _use_cost(self, cost: PrefillCost) -> None:
+        self._cost = cost
+        self._policy = replace(self._policy, cost=self._distortion.of(cost))
 
     def _decode(self) -> None:
         start_s, num_requests = self._clock(), len(self._engine.running_batch.reqs)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.plugins import load_plugins
@@ -56,3 +57,30 @@ def launch(argv: Sequence[str], on_ready: Callable[[str, str], None]) -> None:
         )
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
+
+
+def profile_path(argv: Sequence[str]) -> Path:
+    """Start an engine, which measures its prefill costs or finds them cached, and stop it.
+
+    Args:
+        argv: Command line without the program name.
+
+    Returns:
+        The file that holds them.
+
+    Raises:
+        SystemExit: A flag is wrong, or FlowPrefill cannot run with this SGLang.
+    """
+    load_plugins()
+    from sglang.srt.entrypoints.engine import Engine  # noqa: PLC0415 (after hooks)
+    from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415
+
+    class CheckedEngine(Engine):
+        run_scheduler_process_func = staticmethod(run_flowprefill_scheduler_process)
+
+    engine = CheckedEngine(server_args=prepare_server_args(list(argv)))
+    try:
+        state = engine.get_server_info()["internal_states"][0]["flowprefill"]
+    finally:
+        engine.shutdown()
+    return Path(state["profile"])

@@ -1,39 +1,56 @@
 """Start-up profile: how long prefills and their operators take here, kept on disk.
 
-The cache key is everything the times depend on and that can be told at start-up: model, dtype,
-device, attention backend, threads, versions. A cache that cannot be read is measured again.
+Prompts of several lengths, a few after a cached prefix, and a few batches of short ones, so that
+every coefficient of the predictor is measured. The cache key is everything the times depend on
+and that can be told at start-up: model, dtype, device, attention backend, threads, versions. A
+cache that cannot be read is measured again.
 """
 
 import hashlib
 import logging
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from rich.console import Console
+from rich.progress import track
 
 from sglang_flowprefill.cache import cache_folder
 from sglang_flowprefill.core import PrefillCost
-from sglang_flowprefill.executor import ProfileSample, Ranks, fit_prefill_cost
+from sglang_flowprefill.errors import ProfileError
+from sglang_flowprefill.executor import (
+    PrefillShape,
+    ProfileSample,
+    Ranks,
+    fit_prefill_cost,
+    saturation_tokens,
+)
 from sglang_flowprefill.kernels.cpu.native import load_native
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-_NUM_REPEATS = {16: 5, 32: 5, 64: 5, 128: 3, 256: 3, 512: 3, 1024: 2}
-"""The fastest run counts; longer prompts run once, their relative noise being small."""
+_SHAPES = (
+    *map(PrefillShape, _LENGTHS),
+    *(PrefillShape(n, 0, k) for n, k in ((16, 8), (64, 4), (64, 8), (256, 4))),
+    *(PrefillShape(n, p) for n, p in ((64, 1024), (256, 1024), (256, 2048))),
+)
+_MAX_REPEATED_TOKENS = 1536
+"""Longer shapes run once, their relative noise being small."""
 _OPERATOR_LENGTH = 512
 
 
 class Measures(Protocol):
     """What runs prefills to be timed."""
 
-    def prefill_s(self, num_tokens: int) -> float:
-        """Run one prefill of that many tokens and return its seconds."""
+    def prefill_s(self, shape: PrefillShape) -> float:
+        """Run one prefill of this shape and return its seconds."""
         ...
 
     def operator_seconds_per_row(self, num_tokens: int) -> dict[str, float]:
@@ -42,77 +59,145 @@ class Measures(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """What a machine takes for one model.
+class PrefillLimits:
+    """What fits into the engine at once.
 
     Attributes:
-        cost: Predictor of whole prefills.
-        operator_seconds_per_row: Seconds per token of norms, linear layers and MLPs, by family.
+        max_tokens: KV slots that a measurement may use.
+        max_requests: Sequences of a batch.
     """
 
-    cost: PrefillCost
-    operator_seconds_per_row: Mapping[str, float]
+    max_tokens: int
+    max_requests: int
+
+    def allow(self, shape: PrefillShape) -> bool:
+        """Tell whether a shape fits."""
+        return _num_tokens(shape) <= self.max_tokens and shape.num_requests <= self.max_requests
 
 
-class _CachedProfile(msgspec.Struct, forbid_unknown_fields=True):
+class StoredProfile(msgspec.Struct, forbid_unknown_fields=True):
+    """A profile as it is kept on disk.
+
+    Attributes:
+        format_version: Of this record.
+        key: What the times depend on.
+        samples: Measured prefills.
+        operator_seconds_per_row: As in ``Profile``.
+    """
+
     format_version: int
     key: dict[str, str]
     samples: list[ProfileSample]
     operator_seconds_per_row: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a machine takes for one model.
+
+    Attributes:
+        cost: Predictor of whole prefills.
+        saturation_tokens: Tokens of a batch beyond which throughput hardly grows.
+        operator_seconds_per_row: Seconds per token of norms, linear layers and MLPs, by family.
+        path: Where it is kept.
+    """
+
+    cost: PrefillCost
+    saturation_tokens: int
+    operator_seconds_per_row: Mapping[str, float]
+    path: Path
+
+
 def prefill_profile(
     key: Mapping[str, str],
-    max_tokens: int,
+    limits: PrefillLimits,
     measures: Measures,
     cache_dir: str | None,
     ranks: Ranks,
+    *,
+    measures_again: bool,
 ) -> Profile:
     """Return the profile of this machine and model, from the cache or by measuring now.
 
     Args:
         key: What the times depend on.
-        max_tokens: Longest prompt that may be measured.
+        limits: What may be measured.
         measures: Runs prefills.
         cache_dir: Folder of cached profiles, None for the default one.
         ranks: All measure or none does, and all take the leader's times: they decide where the
             tiles lie.
+        measures_again: Measure whatever the cache says, and replace it.
     """
     key = {**key, "machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
     path = _cache_path(key, Path(cache_dir) if cache_dir else cache_folder() / "profiles")
-    cached = ranks.agree(lambda: _read(path, key))
-    if cached is None:
-        own = _CachedProfile(_FORMAT_VERSION, dict(key), *_measure(max_tokens, measures))
-        cached = ranks.agree(lambda: own)
+    stored = ranks.agree(lambda: None if measures_again else _read(path, key))
+    if stored is None:
+        is_shown = ranks.is_leader and sys.stderr.isatty()
+        measured = _measure(limits, measures, is_shown=is_shown)
+        own = StoredProfile(_FORMAT_VERSION, dict(key), *measured)
+        stored = ranks.agree(lambda: own)
         if ranks.is_leader:
-            _write(path, cached)
-    cost = fit_prefill_cost(cached.samples)
+            _write(path, stored)
+    cost = fit_prefill_cost(stored.samples)
     logger.info(
-        "FlowPrefill: prefill of n tokens predicted as %.1f ms + %.3f ms n + %.3f us n^2/2",
+        "FlowPrefill: prefill of n tokens predicted as %.1f ms + %.3f ms n + %.3f us n^2/2, "
+        "%.2f ms for each sequence; throughput saturates at %d tokens",
         cost.base_s * 1e3,
         cost.per_token_s * 1e3,
         cost.per_attention_pair_s * 1e6,
+        cost.per_request_s * 1e3,
+        saturation_tokens(stored.samples),
     )
-    return Profile(cost, cached.operator_seconds_per_row)
+    return Profile(cost, saturation_tokens(stored.samples), stored.operator_seconds_per_row, path)
 
 
-def _measure(max_tokens: int, measures: Measures) -> tuple[list[ProfileSample], dict[str, float]]:
-    lengths = [n for n in _LENGTHS if n <= max_tokens]
-    logger.info("FlowPrefill: measuring prefills of %s tokens (once; cached)", lengths)
-    operators = measures.operator_seconds_per_row(min(_OPERATOR_LENGTH, lengths[-1]))
+def read_samples(path: Path) -> list[ProfileSample]:
+    """Read the measured prefills of a profile.
+
+    Raises:
+        ProfileError: The file is missing or no profile.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StoredProfile).samples
+    except (OSError, msgspec.DecodeError) as error:
+        raise ProfileError(f"cannot read the measured profile {path}: {error}") from error
+
+
+def _measure(
+    limits: PrefillLimits, measures: Measures, *, is_shown: bool
+) -> tuple[list[ProfileSample], dict[str, float]]:
+    shapes = [shape for shape in _SHAPES if limits.allow(shape)]
+    logger.info("FlowPrefill: measuring %d kinds of prefills (once; cached)", len(shapes))
+    operators = measures.operator_seconds_per_row(min(_OPERATOR_LENGTH, limits.max_tokens))
     samples = []
-    for index, num_tokens in enumerate(lengths, start=1):
-        repeats = _NUM_REPEATS.get(num_tokens, 1)
-        duration_s = min(measures.prefill_s(num_tokens) for _ in range(repeats))
-        samples.append(ProfileSample(num_tokens, 0, duration_s))
-        logger.info(
-            "FlowPrefill: profile %d/%d: %d tokens in %.3f s",
-            index,
-            len(lengths),
-            num_tokens,
-            duration_s,
-        )
+    for shape in _with_progress(shapes, is_shown=is_shown):
+        duration_s = min(measures.prefill_s(shape) for _ in range(_num_repeats(shape)))
+        samples.append(ProfileSample(shape, duration_s))
+        logger.info("FlowPrefill: profile: %s in %.3f s", shape, duration_s)
     return samples, operators
+
+
+def _with_progress(shapes: Sequence[PrefillShape], *, is_shown: bool) -> Any:
+    return track(
+        shapes,
+        "FlowPrefill: measuring prefill costs",
+        console=Console(stderr=True),
+        disable=not is_shown,
+    )
+
+
+def _num_tokens(shape: PrefillShape) -> int:
+    return shape.num_requests * (shape.num_uncached_tokens + shape.num_cached_tokens)
+
+
+def _num_repeats(shape: PrefillShape) -> int:
+    """The fastest run counts: other processes only ever add to it."""
+    num_tokens = _num_tokens(shape)
+    if num_tokens <= 64:
+        return 5
+    if num_tokens <= 512:
+        return 3
+    return 2 if num_tokens <= _MAX_REPEATED_TOKENS else 1
 
 
 def _cache_path(key: Mapping[str, str], cache_dir: Path) -> Path:
@@ -120,9 +205,9 @@ def _cache_path(key: Mapping[str, str], cache_dir: Path) -> Path:
     return cache_dir / f"prefill-{digest}.json"
 
 
-def _read(path: Path, key: Mapping[str, str]) -> _CachedProfile | None:
+def _read(path: Path, key: Mapping[str, str]) -> StoredProfile | None:
     try:
-        cached = msgspec.json.decode(path.read_bytes(), type=_CachedProfile)
+        cached = msgspec.json.decode(path.read_bytes(), type=StoredProfile)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
@@ -132,15 +217,15 @@ def _read(path: Path, key: Mapping[str, str]) -> _CachedProfile | None:
     return cached if is_current and _is_plausible(cached) else None
 
 
-def _is_plausible(cached: _CachedProfile) -> bool:
+def _is_plausible(cached: StoredProfile) -> bool:
     return (
         len(cached.samples) >= 3
-        and all(s.duration_s > 0 and s.num_uncached_tokens > 0 for s in cached.samples)
+        and all(s.duration_s > 0 and min(s.shape.terms[:3]) > 0 for s in cached.samples)
         and all(row_s > 0 for row_s in cached.operator_seconds_per_row.values())
     )
 
 
-def _write(path: Path, profile: _CachedProfile) -> None:
+def _write(path: Path, profile: StoredProfile) -> None:
     """Replace the file in one step; a failure costs only the next start-up's time."""
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:

@@ -42,7 +42,12 @@ from sglang_flowprefill.adapter.prefill_adder import (
     InflightView,
     prefill_adder_with,
 )
-from sglang_flowprefill.adapter.profile import Profile, prefill_profile, profile_key
+from sglang_flowprefill.adapter.profile import (
+    PrefillLimits,
+    Profile,
+    prefill_profile,
+    profile_key,
+)
 from sglang_flowprefill.adapter.requests import (
     attach_prefill_request,
     degrade_prefill_request,
@@ -59,11 +64,12 @@ from sglang_flowprefill.api.overload import reject
 from sglang_flowprefill.api.slo import SloClasses, SloResolver
 from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import (
+    Calibration,
     DecodePacing,
     Degrade,
     DegradedLast,
+    Distortion,
     PolicyOptions,
-    PrefillCost,
     PrefillScheduler,
     Reject,
     make_policy,
@@ -75,8 +81,6 @@ from sglang_flowprefill.executor.timeline import Timeline
 logger = logging.getLogger(__name__)
 
 _WARM_UP_TOKENS = 16
-_DEFAULT_BATCH_TOKENS = {"cpu": 512}
-_DEFAULT_BATCH_TOKENS_ON_GPU = 2048  # the paper's token bound
 
 
 class FlowPrefillScheduler(Scheduler):
@@ -88,7 +92,7 @@ class FlowPrefillScheduler(Scheduler):
         super().__init__(server_args, port_args)
         config = config_of(server_args)
         require_supported_scheduler(self)
-        self._max_chunk_tokens = None if config.granularity == "off" else config.max_chunk_tokens
+        self.max_chunk_tokens = None if config.granularity == "off" else config.max_chunk_tokens
         self.slo_resolver = SloResolver(slo_classes_of(server_args))
         group = self.tp_group
         ranks = self._ranks = Ranks(group.rank_in_group, group.world_size, group.cpu_group)
@@ -101,7 +105,8 @@ class FlowPrefillScheduler(Scheduler):
             asks_once=ranks.size > 1,
         )
         with DynamicGradMode():
-            profile = self._profile(runner, config.profile_cache_dir)
+            profile = self._profile(runner, config)
+        self._profile_path = profile.path
         runner.limit_operators(
             profile.operator_seconds_per_row, profile.cost, config.max_operator_ms / 1000.0
         )
@@ -117,7 +122,9 @@ class FlowPrefillScheduler(Scheduler):
             runner=runner,
             events=events,
             policy_name=config.policy,
-            policy=_policy(config, self.slo_resolver.classes, profile.cost, str(self.device)),
+            policy=_policy(config, self.slo_resolver.classes, profile),
+            calibration=Calibration.from_profile(profile.cost),
+            distortion=Distortion(config.prediction_factor, config.prediction_noise),
             admission=admission_of(config, self.slo_resolver.classes),
             telemetry=Telemetry(Metrics(is_enabled=reports), timeline),
             ranks=ranks,
@@ -154,15 +161,22 @@ class FlowPrefillScheduler(Scheduler):
             scheduler_clock_s,
         )
 
-    def _profile(self, runner: PreemptibleModelRunner, cache_dir: str | None) -> Profile:
+    def _profile(self, runner: PreemptibleModelRunner, config: FlowPrefillConfig) -> Profile:
         """Warm the model up, check that its boundaries fire, and fetch or measure its costs."""
-        key = profile_key(self.tp_worker.model_runner, self._max_chunk_tokens, self._ranks.size)
+        key = profile_key(self.tp_worker.model_runner, self.max_chunk_tokens, self._ranks.size)
         shape = (runner.num_boundaries, key["kernels"])
         self._ranks.require_equal("number of boundaries and kernels", shape)
         warm_up = WarmUp(self, runner)
         warm_up.check_boundaries(_WARM_UP_TOKENS)
         max_tokens = min(self.max_req_input_len, self.max_total_num_tokens // 2)
-        return prefill_profile(key, max_tokens, warm_up, cache_dir, self._ranks)
+        return prefill_profile(
+            key,
+            PrefillLimits(max_tokens, self.max_running_requests),
+            warm_up,
+            config.profile_cache_dir,
+            self._ranks,
+            measures_again=config.profile_again,
+        )
 
     # ---- the loop ----
 
@@ -236,7 +250,10 @@ class FlowPrefillScheduler(Scheduler):
         """Add our statistics to what ``/server_info`` shows."""
         output = super().get_internal_state(recv_req)
         if self._loop is not None:
-            output.internal_state["flowprefill"] = self._loop.describe()
+            output.internal_state["flowprefill"] = {
+                **self._loop.describe(),
+                "profile": str(self._profile_path),
+            }
         return output
 
     # ---- intake ----
@@ -341,7 +358,7 @@ class FlowPrefillScheduler(Scheduler):
         the length of one call: between calls there is none, and any number of them are suspended.
         """
         self.running_batch.batch_is_full = False
-        self.chunked_prefill_size = self._max_chunk_tokens
+        self.chunked_prefill_size = self.max_chunk_tokens
         others = [req for req in self._suspended_reqs if req is not self.chunked_req]
         self._admission = Admission(others)
         plan = self.get_new_batch_prefill(self.running_batch)
@@ -438,17 +455,14 @@ class FlowPrefillScheduler(Scheduler):
         return not is_aborted and not is_health_check_generate_req(req)
 
 
-def _policy(
-    config: FlowPrefillConfig, classes: SloClasses, cost: PrefillCost, device: str
-) -> PrefillScheduler:
+def _policy(config: FlowPrefillConfig, classes: SloClasses, profile: Profile) -> PrefillScheduler:
     policy = make_policy(config.policy, PolicyOptions(config.starvation_factor))
     if "degrade" in admission_modes(config, classes):
         policy = DegradedLast(policy)
-    device_tokens = _DEFAULT_BATCH_TOKENS.get(device, _DEFAULT_BATCH_TOKENS_ON_GPU)
-    max_batch_tokens = config.max_batch_tokens or device_tokens
+    max_batch_tokens = config.max_batch_tokens or profile.saturation_tokens
     return PrefillScheduler(
         policy=policy,
-        cost=cost,
+        cost=profile.cost,
         limits=BatchLimits(min(max_batch_tokens, config.max_chunk_tokens)),
         max_suspended=config.max_suspended,
         max_suspended_bytes=config.suspended_memory_mb * 2**20,

@@ -16,7 +16,12 @@ from sglang_flowprefill.core.admission import (
     Reject,
 )
 from sglang_flowprefill.core.batch import BatchState, PrefillBatch
-from sglang_flowprefill.core.calibration import Calibration, Observation, PredictionError
+from sglang_flowprefill.core.calibration import (
+    Calibration,
+    JudgedPrediction,
+    Observation,
+    PredictionError,
+)
 from sglang_flowprefill.core.decision import (
     Decision,
     DropBatches,
@@ -26,6 +31,7 @@ from sglang_flowprefill.core.decision import (
     Wait,
 )
 from sglang_flowprefill.core.decode import DecodePacing, DecodeView, RunningRequest
+from sglang_flowprefill.core.distortion import Distortion
 from sglang_flowprefill.core.events import Event, EventKind
 from sglang_flowprefill.core.memory import Release
 from sglang_flowprefill.core.policies import (
@@ -65,12 +71,14 @@ __all__ = [
     "DecodeView",
     "Degrade",
     "DegradedLast",
+    "Distortion",
     "DropBatches",
     "Edf",
     "Event",
     "EventKind",
     "Fcfs",
     "Hrrn",
+    "JudgedPrediction",
     "Observation",
     "Policy",
     "PolicyOptions",

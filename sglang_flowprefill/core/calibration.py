@@ -71,6 +71,24 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgedPrediction:
+    """A prediction, and what came of it.
+
+    Attributes:
+        observation: The prefill.
+        predicted_s: What was predicted for it just before it was taken in.
+    """
+
+    observation: Observation
+    predicted_s: float
+
+    @property
+    def ratio(self) -> float:
+        """Actual over predicted time."""
+        return self.observation.actual_s / self.predicted_s
+
+
+@dataclass(frozen=True, slots=True)
 class PredictionError:
     """How wrong recent predictions were, each made before its observation.
 
@@ -97,6 +115,7 @@ class Calibration:
         margin: Share that is added to predictions for slack.
         num_observed: Observations taken in.
         num_refused: Observations that cannot be true, and were left out.
+        recent: The latest predictions and what came of them, oldest first.
     """
 
     profile: PrefillCost
@@ -108,8 +127,7 @@ class Calibration:
     num_refused: int = 0
     _normal: tuple[Terms, Terms, Terms, Terms] = ((0.0,) * 4,) * 4
     _target: Terms = (0.0,) * 4
-    _recent: tuple[tuple[Terms, float], ...] = ()
-    _ratios: tuple[float, ...] = ()
+    recent: tuple[JudgedPrediction, ...] = ()
 
     @classmethod
     def from_profile(cls, profile: PrefillCost) -> "Calibration":
@@ -134,12 +152,12 @@ class Calibration:
     @property
     def error(self) -> PredictionError:
         """How wrong recent predictions were."""
-        if not self._ratios:
+        if not self.recent:
             return PredictionError(0, 0.0, 0.0)
         return PredictionError(
-            len(self._ratios),
-            median(abs(1.0 - 1.0 / ratio) for ratio in self._ratios),
-            median(1.0 / ratio - 1.0 for ratio in self._ratios),
+            len(self.recent),
+            median(abs(1.0 - 1.0 / judged.ratio) for judged in self.recent),
+            median(1.0 / judged.ratio - 1.0 for judged in self.recent),
         )
 
     def observed(self, observation: Observation) -> "Calibration":
@@ -149,16 +167,15 @@ class Calibration:
         actual_s = observation.actual_s
         if not _is_credible(terms, profile_s, actual_s):
             return replace(self, num_refused=self.num_refused + 1)
-        ratio = actual_s / self._predict_s(terms)
-        normal, target = self._with_equation(terms, profile_s, actual_s, ratio)
+        judged = JudgedPrediction(observation, self._predict_s(terms))
+        normal, target = self._with_equation(terms, profile_s, actual_s, judged.ratio)
         settled = replace(
             self,
             num_observed=self.num_observed + 1,
             factors=self._solve(normal, target),
             _normal=normal,
             _target=target,
-            _recent=(*self._recent, (terms, actual_s))[-_MARGIN_WINDOW:],
-            _ratios=(*self._ratios, ratio)[-_ERROR_WINDOW:],
+            recent=(*self.recent, judged)[-_ERROR_WINDOW:],
         )
         return settled._with_scale()._with_margin()
 
@@ -169,7 +186,7 @@ class Calibration:
         not happen for every observation. Compared on what was observed lately.
         """
         theirs = _factors_of(cost, self.units)
-        for terms, _ in self._recent:
+        for terms, _ in self._latest(_MARGIN_WINDOW):
             now_s = (1.0 + self.margin) * self._predict_s(terms)
             then_s = max(_dot(terms, theirs), cost.floor_s)
             if abs(now_s - then_s) > tolerance * then_s:
@@ -186,7 +203,7 @@ class Calibration:
         """
         ratios = [
             actual_s / max(_dot(terms, self.factors), _LEAST_S)
-            for terms, actual_s in self._recent[-_SCALE_WINDOW:]
+            for terms, actual_s in self._latest(_SCALE_WINDOW)
         ]
         ratios += [1.0] * (_LEAST_FOR_QUANTILE - len(ratios))  # the first may be a warm-up
         scale = min(max(median(ratios), 1.0 / _MAX_FACTOR), _MAX_FACTOR)
@@ -201,11 +218,18 @@ class Calibration:
 
     def _with_margin(self) -> "Calibration":
         """Take a quantile of how much longer recent prefills took than would be predicted now."""
-        if len(self._recent) < _LEAST_FOR_QUANTILE:
+        latest = self._latest(_MARGIN_WINDOW)
+        if len(latest) < _LEAST_FOR_QUANTILE:
             return self
-        ratios = sorted(actual_s / self._predict_s(terms) for terms, actual_s in self._recent)
+        ratios = sorted(actual_s / self._predict_s(terms) for terms, actual_s in latest)
         quantile = ratios[int(_QUANTILE * len(ratios))]
         return replace(self, margin=min(max(quantile - 1.0, 0.0), _MAX_MARGIN))
+
+    def _latest(self, num_observations: int) -> list[tuple[Terms, float]]:
+        return [
+            (self._terms_of(judged.observation), judged.observation.actual_s)
+            for judged in self.recent[-num_observations:]
+        ]
 
     def _terms_of(self, observation: Observation) -> Terms:
         base, per_request, per_token, per_pair = self.units

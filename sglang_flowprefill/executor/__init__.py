@@ -17,7 +17,12 @@ from sglang_flowprefill.executor.operators import (
     install_boundaries,
     uncovered_modules,
 )
-from sglang_flowprefill.executor.profile import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.executor.profile import (
+    PrefillShape,
+    ProfileSample,
+    fit_prefill_cost,
+    saturation_tokens,
+)
 from sglang_flowprefill.executor.ranks import Ranks
 from sglang_flowprefill.executor.run_ahead import RunAhead
 from sglang_flowprefill.executor.tiling import RowTiling
@@ -26,6 +31,7 @@ __all__ = [
     "Checkpoint",
     "Cursor",
     "Operator",
+    "PrefillShape",
     "ProfileSample",
     "Ranks",
     "RowTiling",
@@ -37,5 +43,6 @@ __all__ = [
     "first_of_each_layer",
     "fit_prefill_cost",
     "install_boundaries",
+    "saturation_tokens",
     "uncovered_modules",
 ]

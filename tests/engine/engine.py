@@ -423,7 +423,7 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
     from sglang_flowprefill.adapter import scheduler as product
     from sglang_flowprefill.adapter.event_loop import EventLoop
     from sglang_flowprefill.adapter.event_sources import EventSources
-    from sglang_flowprefill.core import EventKind, PrefillScheduler
+    from sglang_flowprefill.core import Calibration, EventKind, PrefillScheduler
 
     class ScriptedSources(EventSources):
         def has_event(self) -> bool:
@@ -442,8 +442,8 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
     class ScriptedLoop(EventLoop):
         def __init__(self, *, policy: PrefillScheduler, **kwargs: Any) -> None:
             settings = {f.name: getattr(policy, f.name) for f in fields(policy) if f.init}
-            scripted = ScriptedScheduler(**settings | {"cost": _COST})
-            super().__init__(policy=scripted, clock=engine.clock, **kwargs)
+            kwargs["calibration"] = Calibration.from_profile(_COST)
+            super().__init__(policy=ScriptedScheduler(**settings), clock=engine.clock, **kwargs)
 
         def _collect_events(self) -> None:
             """Have a round at every turn, not only after messages, so that the script decides."""

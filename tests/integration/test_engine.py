@@ -57,3 +57,20 @@ def test_engine_generate_takes_slos(tmp_path):
     assert "Paris" in text
     assert "ttft_slo_ms" in error
     assert num_finished == 1
+
+
+def test_the_profile_command_shows_what_the_server_predicts_with(tmp_path):
+    """It starts an engine with the server's flags, prints fit and residuals, and draws them."""
+    picture = tmp_path / "profile.png"
+    command = [sys.executable, "-m", "sglang_flowprefill", "profile", "--cached"]
+    result = subprocess.run(
+        [*command, "--plot", str(picture), "--dtype", "float32", "--max-total-tokens", "16384"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "64 tokens after 1024" in result.stdout
+    assert "a query-key pair; throughput saturates at" in " ".join(result.stdout.split())
+    assert picture.read_bytes().startswith(b"\x89PNG")

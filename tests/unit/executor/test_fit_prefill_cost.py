@@ -5,7 +5,12 @@ import random
 import pytest
 
 from sglang_flowprefill.core import PrefillCost
-from sglang_flowprefill.executor import ProfileSample, fit_prefill_cost
+from sglang_flowprefill.executor import (
+    PrefillShape,
+    ProfileSample,
+    fit_prefill_cost,
+    saturation_tokens,
+)
 from sglang_flowprefill.testing import make_request
 
 LENGTHS = [(16, 0), (64, 0), (256, 0), (1024, 0), (4096, 0), (16384, 0), (512, 8192)]
@@ -20,7 +25,7 @@ def predict_s(cost, num_uncached, num_cached=0):
 
 def samples_of(cost, noise=lambda: 1.0, lengths=LENGTHS):
     """Return what a machine of this cost would measure."""
-    return [ProfileSample(n, p, predict_s(cost, n, p) * noise()) for n, p in lengths]
+    return [ProfileSample(PrefillShape(n, p), predict_s(cost, n, p) * noise()) for n, p in lengths]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,9 @@ def test_noise_of_ten_percent_is_not_amplified(seed):
 def test_a_longer_prompt_is_never_predicted_faster(seed):
     """Whatever nonsense was measured, no coefficient is negative."""
     random_source = random.Random(seed)
-    samples = [ProfileSample(n, p, random_source.uniform(0.01, 1.0)) for n, p in LENGTHS]
+    samples = [
+        ProfileSample(PrefillShape(n, p), random_source.uniform(0.01, 1.0)) for n, p in LENGTHS
+    ]
     fitted = fit_prefill_cost(samples)
     predictions = [predict_s(fitted, n) for n in (1, 10, 100, 1000, 10_000, 100_000)]
     assert predictions == sorted(predictions)
@@ -76,3 +83,38 @@ def test_too_few_samples_are_refused(num_samples):
     """Three coefficients need three measurements."""
     with pytest.raises(ValueError, match=f"at least 3 samples, got {num_samples}"):
         fit_prefill_cost(samples_of(PrefillCost(1.0, 0.0, 0.0))[:num_samples])
+
+
+def test_the_cost_of_one_more_sequence_is_told_apart_from_that_of_a_pass():
+    """Batches of short prompts separate what is paid per pass from what is paid per sequence."""
+    true = PrefillCost(0.02, 1e-3, 1e-7, per_request_s=0.003)
+    shapes = [PrefillShape(n, p) for n, p in LENGTHS] + [PrefillShape(16, 0, 8)]
+    unit = ProfileSample(shapes[0], 1.0)
+    samples = [ProfileSample(s, ProfileSample(s, 1.0).predicted_s(true)) for s in shapes]
+    fitted = fit_prefill_cost(samples)
+    assert fitted.per_request_s == pytest.approx(0.003)
+    assert fitted.base_s == pytest.approx(0.02)
+    assert unit.predicted_s(fitted) == pytest.approx(unit.predicted_s(true))
+
+
+def test_without_batches_a_sequence_costs_nothing_of_its_own():
+    """Nothing tells the two apart then, and the whole is predicted right all the same."""
+    true = PrefillCost(0.02, 1e-3, 1e-7, per_request_s=0.003)
+    fitted = fit_prefill_cost(samples_of(true))
+    assert fitted.per_request_s == 0.0
+    assert predict_s(fitted, 100) == pytest.approx(predict_s(true, 100))
+
+
+def test_throughput_saturates_where_more_tokens_buy_little():
+    """The budget is the shortest prompt at nine tenths of the best throughput."""
+    seconds = {64: 0.064, 256: 0.142, 512: 0.250, 1024: 0.480, 4096: 2.4}
+    samples = [ProfileSample(PrefillShape(n), s) for n, s in seconds.items()]
+    # Batches and prefixes do not count.
+    samples += [ProfileSample(s, 0.0001) for s in (PrefillShape(64, 0, 8), PrefillShape(64, 1024))]
+    assert saturation_tokens(samples) == 512
+
+
+def test_samples_name_themselves():
+    """Logs and tables say what was prefilled."""
+    shapes = [PrefillShape(64), PrefillShape(64, 1024), PrefillShape(16, 0, 8)]
+    assert [str(s) for s in shapes] == ["64 tokens", "64 tokens after 1024", "8 x 16 tokens"]
