@@ -215,6 +215,24 @@ UPSTREAM = (
         "compiled on the CPU",
         ("self", "positions", "query", "key"),
     ),
+    UpstreamSymbol(
+        "layers.quantization.unquant.UnquantizedLinearMethod.apply",
+        "packed_weights.py",
+        "weights packed once on the CPU",
+        ("self", "layer", "x", "bias"),
+    ),
+    UpstreamSymbol(
+        "layers.quantization.unquant.UnquantizedEmbeddingMethod.apply",
+        "packed_weights.py",
+        "LM head packed once on the CPU",
+        ("self", "layer", "x", "bias"),
+    ),
+    UpstreamSymbol(
+        "layers.logits_processor.should_apply_lm_head_quant_method",
+        "packed_weights.py",
+        "lets our method compute the logits",
+        ("lm_head", "quant_method"),
+    ),
     # Start-up.
     UpstreamSymbol("server_args.ServerArgs.add_cli_args", "plugin.py", "our flags", ("parser",)),
     UpstreamSymbol("server_args.ServerArgs.from_cli_args", "plugin.py", "our flags", ("args",)),

@@ -65,7 +65,8 @@ def _norm_forward(norm: RMSNorm, native: NativeKernels) -> Callable[..., Any]:
         x: torch.Tensor, residual: torch.Tensor | None = None, *args: Any, **kw: Any
     ) -> Any:
         is_plain = _takes(x) and (residual is None or _takes(residual))
-        if args or any(value is not None for value in kw.values()) or not is_plain:
+        has_more = any(value is not None for value in (*args, *kw.values()))
+        if has_more or not is_plain:
             return norm.forward_native(x, residual, *args, **kw)
         output = native.add_rms_norm(
             x,
@@ -103,8 +104,7 @@ def _rope_forward(rope: RotaryEmbedding, native: NativeKernels) -> Callable[...,
         positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *args: Any, **kw: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         is_plain = (
-            not args
-            and all(value is None for value in kw.values())
+            all(value is None for value in (*args, *kw.values()))
             and _is_token_rows(query)
             and _is_token_rows(key)
             and rope.cos_sin_cache.dtype == torch.bfloat16

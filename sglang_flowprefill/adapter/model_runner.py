@@ -28,6 +28,7 @@ from torch import nn
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
+from sglang_flowprefill.adapter.packed_weights import PackedWeights
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.errors import UnsupportedSGLangError
 from sglang_flowprefill.executor import (
@@ -119,8 +120,10 @@ class PreemptibleModelRunner:
         self._granularity = granularity
         self._attention = AttentionState(model_runner.attn_backend)
         self._backend = model_runner.attn_backend
+        self._packed_weights: PackedWeights | None = None
         if device == "cpu":
             use_compiled_ops(model)
+            self._packed_weights = PackedWeights(model)
         operators = find_operators(model, OPERATOR_TYPES)
         self._uncovered = uncovered_modules(model, operators, _LOOKED_UP)
         self._kinds = dict(Counter(operator.kind for operator in operators))
@@ -177,6 +180,11 @@ class PreemptibleModelRunner:
         if isinstance(self._backend, TiledTorchNativeBackend):
             pair_s = cost.per_attention_pair_s / self.num_layers
             self._backend.limit_tiles(limit_s / pair_s if pair_s > 0.0 else math.inf)
+
+    def on_weights_changed(self) -> None:
+        """Forget what was derived from the weights. Call after anything that may write them."""
+        if self._packed_weights is not None:
+            self._packed_weights.forget()
 
     def require_boundaries(self, count: int, where: str) -> None:
         """Refuse a model that is not preemptible at the granularity asked for.

@@ -97,7 +97,7 @@ class FlowPrefillScheduler(Scheduler):
         group = self.tp_group
         ranks = self._ranks = Ranks(group.rank_in_group, group.world_size, group.cpu_group)
         events = self._event_sources(StressEventSources if config.stress else EventSources)
-        runner = PreemptibleModelRunner(
+        runner = self._runner = PreemptibleModelRunner(
             self.tp_worker.model_runner,
             ranks.agreed_yield(events.has_event),
             config.granularity,
@@ -294,7 +294,7 @@ class FlowPrefillScheduler(Scheduler):
         return False
 
     def process_input_requests(self, recv_reqs: Sequence[Any]) -> None:
-        """Dispatch messages; those that need a quiet engine get one first."""
+        """Dispatch messages; those that need a quiet engine get one, and may write weights."""
         start = 0
         for index, message in enumerate(recv_reqs):
             if self._suspended_reqs and needs_quiet_engine(message):
@@ -303,6 +303,8 @@ class FlowPrefillScheduler(Scheduler):
                 assert self._loop is not None
                 self._loop.drain()
         super().process_input_requests(recv_reqs[start:])
+        if any(needs_quiet_engine(message) for message in recv_reqs):
+            self._runner.on_weights_changed()
 
     def abort_request(self, recv_req: Any) -> None:
         """Also reach suspended prefills; one with no member left is cancelled at once."""

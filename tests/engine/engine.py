@@ -247,6 +247,12 @@ class Engine:
 
         self._deliver(GetWeightsByNameReqInput(name="model.norm.weight", truncate_size=1))
 
+    def update_weights(self, model_path: Path) -> None:
+        """Ask for another model's weights, of the same shapes; they count from here on."""
+        from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqInput
+
+        self._deliver(UpdateWeightFromDiskReqInput(model_path=str(model_path), load_format="auto"))
+
     def flush_cache(self) -> None:
         """Empty the prefix cache; the engine must be idle."""
         assert self.scheduler.flush_cache(empty_cache=False)

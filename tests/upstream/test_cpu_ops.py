@@ -42,6 +42,15 @@ def test_norm_with_and_without_residual(ops, dtype):
         close(found, wanted)
 
 
+@torch.no_grad()
+def test_arguments_left_out_in_so_many_words_change_nothing(ops, monkeypatch):
+    """SGLang passes None by position and by name; the kernel runs all the same."""
+    norm = ops["norm"]
+    monkeypatch.setattr(norm, "forward_native", None)
+    x, residual = torch.randn(2, 7, WIDTH).bfloat16()
+    assert len(norm(x, residual, None, quant_linear=None)) == 2
+
+
 @pytest.mark.parametrize("kind", ["norm", "silu", "rope"])
 def test_what_is_pinned_is_what_runs(ops, kind):
     """SGLang calls the method that ``_forward_method`` names; renamed, kernels would sit unused."""
