@@ -14,7 +14,8 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+PIP_OPTIONS := --disable-pip-version-check --no-input
+PIP := $(BIN)/python -m pip $(PIP_OPTIONS)
 INSTALL := $(PIP) install --compile
 # Without compiled modules SGLang starts half as fast, and where PYTHONDONTWRITEBYTECODE is set
 # Python would never compile them. pip does it on one core; this does it on all. Some packages
@@ -36,18 +37,22 @@ ENGINE_STAMP := $(VENV)/.engine-$(call hash,requirements/cpu.txt $(TRITON)/pypro
                   $(TRITON)/triton/__init__.py)
 PROJECT_STAMP := $(VENV)/.project-$(call hash,pyproject.toml)
 TOOLS_STAMP := $(VENV)/.tools-$(call hash,requirements/dev.txt)
+VLLM := .venv-peers/vllm
+VLLM_NAME := requirements/vllm-name
+VLLM_STAMP := $(VLLM)/.installed-$(call hash,requirements/vllm.txt $(VLLM_NAME)/pyproject.toml)
 # A model of the user's own needs no conversion.
 MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
-.PHONY: help serve setup model test lint test-unit test-server clean demo-clean
+.PHONY: help serve setup model test lint test-unit test-server peers clean clean-peers demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
 	@echo 'make setup        install everything and convert the embedded model'
 	@echo 'make test         lint, unit tests and tests with a real server'
 	@echo 'make lint | test-unit | test-server'
-	@echo 'make clean        remove .venv and the caches of tools'
+	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
+	@echo 'make clean        remove .venv and the caches of tools; make clean-peers: .venv-peers'
 	@echo 'make demo-clean   the same, and the converted model'
 
 serve: $(PROJECT_STAMP) $(MODEL)
@@ -122,9 +127,23 @@ $(TOOLS_STAMP): $(PROJECT_STAMP)
 	$(INSTALL) --no-deps -r requirements/dev.txt
 	@touch $@
 
+# Peers have environments of their own: their requirements contradict SGLang's. Not part of CI.
+peers: $(VLLM_STAMP)
+
+$(VLLM_STAMP):
+	$(SAY) 'Environment with vLLM for the CPU (2.5 GB, three minutes)'
+	rm -rf $(VLLM)
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip $(PIP_OPTIONS) install --compile --no-deps -r requirements/vllm.txt
+	$(VLLM)/bin/python -m pip $(PIP_OPTIONS) install --no-deps --no-build-isolation ./$(VLLM_NAME)
+	@touch $@
+
+clean-peers:
+	rm -rf $(dir $(VLLM))
+
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist
-	rm -rf *.egg-info $(TRITON)/build $(TRITON)/*.egg-info
+	rm -rf *.egg-info requirements/*/build requirements/*/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 demo-clean: clean

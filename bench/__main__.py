@@ -1,4 +1,4 @@
-"""``python -m bench compare|replay|urgent|blocking|generate``."""
+"""``python -m bench compare|replay|urgent|blocking|prefill|generate``."""
 
 import argparse
 import asyncio
@@ -17,6 +17,8 @@ from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
+from bench.prefill.command import run_prefill
+from bench.prefill.options import add_prefill_arguments
 from bench.urgent import add_urgent_arguments, run_urgent
 from bench.workloads.trace_file import write_trace
 from sglang_flowprefill.errors import FlowPrefillError
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add_server_arguments(compare)
     _add_out(compare, default="compare")
 
-    replay = commands.add_parser("replay", help="replay against a server that is running")
+    replay = commands.add_parser("replay", help="replay against an SGLang server that runs")
     replay.set_defaults(run=run_replay)
     replay.add_argument("--url", required=True, help="its base address")
     replay.add_argument("--name", default="server", help="what to call it in the result")
@@ -76,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     blocking.set_defaults(run=run_blocking)
     add_blocking_arguments(blocking)
     _add_out(blocking, default="blocking")
+
+    prefill = commands.add_parser(
+        "prefill", help="time to first token of one prompt on an idle server, by its length"
+    )
+    prefill.set_defaults(run=run_prefill)
+    add_prefill_arguments(prefill)
+    _add_out(prefill, default="prefill")
 
     generate = commands.add_parser("generate", help="write a workload as a trace file")
     generate.set_defaults(run=_run_generate)

@@ -3,12 +3,14 @@
 import argparse
 import math
 import shlex
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.engines.engine import ServerOptions
 from bench.provenance import without_folders
 from bench.replay import ReplayOptions
-from bench.servers import SYSTEMS, ServerOptions
+from bench.systems import SYSTEMS
 from bench.workloads.workload import WorkloadSpec
 
 
@@ -28,15 +30,23 @@ def positive_int(text: str) -> int:
     return value
 
 
-def system_names(text: str) -> list[str]:
-    """Parse a comma-separated list of systems, each once."""
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in SYSTEMS]
-    if unknown or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(
-            f"expected some of {','.join(SYSTEMS)}, each once, got {text!r}"
-        )
-    return names
+def positive_lengths(text: str) -> tuple[int, ...]:
+    """Parse comma-separated lengths, and sort them."""
+    return tuple(sorted({positive_int(length) for length in text.split(",")}))
+
+
+def some_of(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return a parser of comma-separated names, each known and given once."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        if not set(names) <= set(known) or len(set(names)) < len(names):
+            raise argparse.ArgumentTypeError(
+                f"expected some of {','.join(known)}, each once, got {text!r}"
+            )
+        return names
+
+    return parse
 
 
 def class_slo(text: str) -> tuple[str, float]:
@@ -123,21 +133,24 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("servers")
     group.add_argument(
         "--systems",
-        type=system_names,
-        default=["flowprefill", "stock"],
+        type=some_of(SYSTEMS),
+        default=("flowprefill", "stock"),
         help=f"comma-separated, in the order to measure: {','.join(SYSTEMS)}",
     )
     group.add_argument("--model-path", help="default: the embedded model")
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     group.add_argument("--dtype", help="default: that of the device")
     group.add_argument(
-        "--radix-cache",
+        "--prefix-cache",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep SGLang's prefix cache on; prompts never repeat, so it cannot hit",
+        help="keep the prefix cache on; prompts never repeat, so it cannot hit",
     )
     group.add_argument(
-        "--server-flags", type=shlex.split, default=[], help="more flags, for every system"
+        "--server-flags",
+        type=shlex.split,
+        default=[],
+        help="more flags, for every system; engines have flags of their own",
     )
     group.add_argument(
         "--flags-for",
@@ -178,7 +191,7 @@ def server_options(args: argparse.Namespace, slo_config: Path | None = None) -> 
         model_path=args.model_path,
         device=args.device,
         dtype=args.dtype,
-        use_radix_cache=args.radix_cache,
+        use_prefix_cache=args.prefix_cache,
         slo_config=slo_config,
         flags=tuple(args.server_flags),
         flags_for=dict(args.flags_for),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from bench.arguments import config_of, replay_options, server_options, workload_spec
 from bench.client import http_session
+from bench.engines.engine import Endpoint
+from bench.engines.sglang import STOCK
 from bench.figure import draw_comparison
 from bench.progress import progress_bar
 from bench.replay import RequestRow, replay
@@ -18,7 +20,7 @@ from bench.report import (
     result_console,
     write_json,
 )
-from bench.servers import ServerDescription, running_server, server_info
+from bench.servers import ServerDescription, running_server
 from bench.slo import ttft_slos_s, write_slo_classes
 from bench.workloads.workload import Workload
 
@@ -40,7 +42,7 @@ async def run_compare(args: argparse.Namespace) -> None:
         console.print(f"{name}: starting and warming up")
         log = folder / f"{name}.log"
         async with running_server(name, options, log, longest) as server:
-            rows = await _replay_with_progress(name, server.url, workload, slos_s, args)
+            rows = await _replay_with_progress(name, server.endpoint, workload, slos_s, args)
         runs.append(SystemRun(name, server.description, rows))
         _write(_comparison(args, workload, runs), folder)
     print_comparison(_comparison(args, workload, runs), console)
@@ -48,7 +50,7 @@ async def run_compare(args: argparse.Namespace) -> None:
 
 
 async def run_replay(args: argparse.Namespace) -> None:
-    """Replay against a server that is running already, which is neither warmed up nor stopped.
+    """Replay against an SGLang server that runs already; it is neither warmed up nor stopped.
 
     Raises:
         BenchError: The server does not answer.
@@ -56,10 +58,11 @@ async def run_replay(args: argparse.Namespace) -> None:
     workload = workload_spec(args).build()
     slos_s = _slos_s(args, workload)
     folder = new_folder(args.out)
-    url = args.url.rstrip("/")
+    endpoint = Endpoint(args.url.rstrip("/"), STOCK)
     async with http_session() as session:
-        server = ServerDescription(server_info=await server_info(session, url))
-    rows = await _replay_with_progress(args.name, url, workload, slos_s, args)
+        info = await endpoint.engine.info(session, endpoint.url)
+    server = ServerDescription(server_info=info)
+    rows = await _replay_with_progress(args.name, endpoint, workload, slos_s, args)
     comparison = _comparison(args, workload, [SystemRun(args.name, server, rows)])
     _write(comparison, folder)
     console = result_console()
@@ -74,7 +77,7 @@ def _slos_s(args: argparse.Namespace, workload: Workload) -> dict[str, float]:
 
 async def _replay_with_progress(
     name: str,
-    url: str,
+    endpoint: Endpoint,
     workload: Workload,
     slos_s: Mapping[str, float],
     args: argparse.Namespace,
@@ -82,7 +85,7 @@ async def _replay_with_progress(
     with progress_bar() as progress:
         task = progress.add_task(f"{name}: replaying", total=len(workload.requests))
         return await replay(
-            url,
+            endpoint,
             workload.requests,
             slos_s,
             replay_options(args),

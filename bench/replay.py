@@ -12,7 +12,8 @@ from time import perf_counter
 
 import aiohttp
 
-from bench.client import GenerateRequest, encode_request, http_session, timed_generate
+from bench.client import http_session, timed_generate
+from bench.engines.engine import Endpoint, Engine, GenerateRequest
 from bench.prompts import UniquePrompts
 from bench.workloads.request import TraceRequest
 
@@ -91,7 +92,7 @@ class RequestRow:
 
 
 async def replay(
-    url: str,
+    server: Endpoint,
     requests: Sequence[TraceRequest],
     slos_s: Mapping[str, float],
     options: ReplayOptions,
@@ -100,14 +101,14 @@ async def replay(
     """Send every request at its time and return one row each, in workload order.
 
     Args:
-        url: Base address of the server.
+        server: Where it is, and how to talk to it.
         requests: At least one, in order of arrival; the first is sent at once.
         slos_s: TTFT objective of every class that occurs.
         options: How to replay.
         on_finished: Called as each request ends, for progress.
     """
     prompts = UniquePrompts(options.seed)
-    encoded = [_encode(request, prompts, slos_s, options) for request in requests]
+    encoded = [_encode(server.engine, request, prompts, slos_s, options) for request in requests]
     first_s = requests[0].arrival_s
     start_s = perf_counter() + _LEAD_S
     deadline_s = start_s + requests[-1].arrival_s - first_s + options.drain_timeout_s
@@ -119,7 +120,7 @@ async def replay(
         while (wait_s := due_s - perf_counter()) > 0.0:  # noqa: ASYNC110 (time, not an event)
             await asyncio.sleep(wait_s)
         limit_s = max(0.0, deadline_s - perf_counter())
-        timing = await timed_generate(session, url, encoded[index], limit_s)
+        timing = await timed_generate(session, server, encoded[index], limit_s)
         row = RequestRow(
             index=index,
             slo_class=request.slo_class,
@@ -141,12 +142,13 @@ async def replay(
 
 
 def _encode(
+    engine: Engine,
     request: TraceRequest,
     prompts: UniquePrompts,
     slos_s: Mapping[str, float],
     options: ReplayOptions,
 ) -> GenerateRequest:
-    return encode_request(
+    return engine.encode(
         prompts.draw(request.num_input_tokens),
         _num_output_tokens(request, options),
         slo_ttft_s=slos_s[request.slo_class] if options.send_slo else None,

@@ -19,10 +19,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bench.blocking.waits import Window, running_in
-from bench.client import encode_request, http_session, timed_generate
-from bench.errors import ServerError
+from bench.client import http_session, timed_prompt
+from bench.engines.engine import ServerOptions
 from bench.prompts import UniquePrompts
-from bench.servers import ServerOptions, running_server
+from bench.servers import running_server
 from sglang_flowprefill.executor.timeline import (
     RecordedTimeline,
     RunningSlice,
@@ -60,22 +60,16 @@ async def record(trace: Path, log: Path) -> Window:
     async with running_server("flowprefill", options, log, LONG_TOKENS) as server:
         start_s = time.monotonic()
         prompts = UniquePrompts(0)
-        requests = [encode_request(prompts.draw(LONG_TOKENS), 1, slo_ttft_s=600.0)]
-        requests += [
-            encode_request(prompts.draw(SHORT_TOKENS), 1, slo_ttft_s=2.0) for _ in range(NUM_SHORT)
-        ]
-        async with http_session() as session, asyncio.TaskGroup() as group:
+        sends = [(prompts.draw(LONG_TOKENS), 600.0)]
+        sends += [(prompts.draw(SHORT_TOKENS), 2.0) for _ in range(NUM_SHORT)]
+        async with http_session() as session:
             tasks = []
-            for request in requests:
-                tasks.append(
-                    group.create_task(timed_generate(session, server.url, request, _LIMIT_S))
-                )
+            for prompt, slo_s in sends:
+                answer = timed_prompt(session, server.endpoint, prompt, _LIMIT_S, slo_ttft_s=slo_s)
+                tasks.append(asyncio.create_task(answer))
                 await asyncio.sleep(_PAUSE_S)
-        window = Window(start_s, time.monotonic())
-    for task in tasks:
-        if task.result().error is not None:
-            raise ServerError(f"a prompt failed: {task.result().error}")
-    return window
+            await asyncio.gather(*tasks)
+        return Window(start_s, time.monotonic())
 
 
 def draw_timeline(recorded: RecordedTimeline, window: Window, path: Path) -> None:

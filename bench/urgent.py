@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arguments import config_of, positive_float, positive_int, server_options
-from bench.client import StreamTiming, encode_request, http_session, timed_generate
-from bench.errors import ServerError
+from bench.client import StreamTiming, http_session, timed_prompt
+from bench.engines.engine import Endpoint
 from bench.metrics import percentile
 from bench.prompts import UniquePrompts
 from bench.report import measured_on, new_folder, result_console, result_head, write_json
@@ -107,19 +107,19 @@ class UrgentResult:
         }
 
 
-async def measure_urgent(url: str, options: UrgentOptions) -> UrgentResult:
+async def measure_urgent(server: Endpoint, options: UrgentOptions) -> UrgentResult:
     """Run the head-of-line test against a warm, idle server.
 
     Raises:
         ServerError: A request failed; on an otherwise idle server none may.
     """
     async with http_session() as session:
-        sender = _Sender(session, url, options)
+        sender = _Sender(session, server, options)
         idle = [await sender.urgent() for _ in range(options.num_idle)]
         solo = [await sender.long() for _ in range(options.num_solo)]
         long_task = asyncio.create_task(sender.long())
         try:
-            await asyncio.sleep(_HEAD_START * median(_ttft_s(timing) for timing in solo))
+            await asyncio.sleep(_HEAD_START * median(timing.ttft_s for timing in solo))
             urgent = [await sender.urgent()]
             while len(urgent) < options.num_urgent and not long_task.done():
                 urgent.append(await sender.urgent())
@@ -127,20 +127,22 @@ async def measure_urgent(url: str, options: UrgentOptions) -> UrgentResult:
         finally:
             long_task.cancel()
     return UrgentResult(
-        idle_ttfts_s=[_ttft_s(timing) for timing in idle],
-        solo_ttfts_s=[_ttft_s(timing) for timing in solo],
-        urgent_ttfts_s=[_ttft_s(timing) for timing in urgent],
-        num_overtaking=sum(_first_token_s(u) < _first_token_s(long) for u in urgent),
-        long_ttft_s=_ttft_s(long),
+        idle_ttfts_s=[timing.ttft_s for timing in idle],
+        solo_ttfts_s=[timing.ttft_s for timing in solo],
+        urgent_ttfts_s=[timing.ttft_s for timing in urgent],
+        num_overtaking=sum(_came_before(timing, long) for timing in urgent),
+        long_ttft_s=long.ttft_s,
     )
 
 
 class _Sender:
     """Sends urgent and long prompts, no two alike, with the objectives of their classes."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, options: UrgentOptions) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, server: Endpoint, options: UrgentOptions
+    ) -> None:
         self._session = session
-        self._url = url
+        self._server = server
         self._options = options
         self._prompts = UniquePrompts(options.seed)
         self._slos_s = urgent_slos_s(options)
@@ -152,16 +154,14 @@ class _Sender:
         return await self._send(self._options.long_tokens, LONG_CLASS)
 
     async def _send(self, num_tokens: int, slo_class: str) -> StreamTiming:
-        request = encode_request(
+        return await timed_prompt(
+            self._session,
+            self._server,
             self._prompts.draw(num_tokens),
-            num_output_tokens=1,
+            _LIMIT_S,
             slo_ttft_s=self._slos_s[slo_class],
             slo_class=slo_class,
         )
-        timing = await timed_generate(self._session, self._url, request, _LIMIT_S)
-        if timing.error is not None:
-            raise ServerError(f"a prompt of {num_tokens} tokens failed: {timing.error}")
-        return timing
 
 
 def urgent_slos_s(options: UrgentOptions) -> dict[str, float]:
@@ -169,13 +169,8 @@ def urgent_slos_s(options: UrgentOptions) -> dict[str, float]:
     return ttft_slos_s((URGENT_CLASS, LONG_CLASS), options.slo_scale)
 
 
-def _first_token_s(timing: StreamTiming) -> float:
-    assert timing.first_token_s is not None, "a stream without a token has an error"
-    return timing.first_token_s
-
-
-def _ttft_s(timing: StreamTiming) -> float:
-    return _first_token_s(timing) - timing.sent_s
+def _came_before(timing: StreamTiming, other: StreamTiming) -> bool:
+    return timing.sent_s + timing.ttft_s < other.sent_s + other.ttft_s
 
 
 def urgent_title(options: UrgentOptions, servers: Iterable[ServerDescription]) -> str:
@@ -227,7 +222,7 @@ async def run_urgent(args: argparse.Namespace) -> None:
         console.print(f"{name}: starting, then head-of-line test")
         log = folder / f"{name}.log"
         async with running_server(name, shared, log, options.long_tokens) as server:
-            results[name] = await measure_urgent(server.url, options)
+            results[name] = await measure_urgent(server.endpoint, options)
         servers[name] = server.description
         title = urgent_title(options, servers.values())
         document = result_head(title, config_of(args), options.seed) | {

@@ -26,9 +26,10 @@ from bench.blocking.options import (
 from bench.blocking.report import Report
 from bench.blocking.sending import measure_granularity, require_shared_clock
 from bench.blocking.tax import measure_tax
+from bench.engines.engine import ServerOptions
 from bench.progress import progress_bar
 from bench.report import new_folder, result_console
-from bench.servers import ServerOptions, running_server
+from bench.servers import running_server
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 from sglang_flowprefill.executor.timeline import read_timeline
 
@@ -71,7 +72,9 @@ async def _run_granularity(
     async with running_server("flowprefill", with_flags, log, longest) as server:
         with progress_bar() as progress:
             task = progress.add_task(f"{name}: blocking", total=options.num_steps)
-            run = await measure_granularity(server.url, options, lambda: progress.advance(task))
+            run = await measure_granularity(
+                server.endpoint, options, lambda: progress.advance(task)
+            )
             progress.update(task, completed=options.num_steps)
     report.add_server(name, server.description)
     report.results[name] = analyse(run, read_timeline(trace))
@@ -81,7 +84,7 @@ async def _run_granularity(
 async def _run_tax(shared: ServerOptions, options: BlockingOptions, report: Report) -> None:
     systems = tax_systems(options)
     async with AsyncExitStack() as servers:
-        urls = {}
+        endpoints = {}
         for name, (system, flags) in systems.items():
             server = await servers.enter_async_context(
                 running_server(
@@ -91,13 +94,13 @@ async def _run_tax(shared: ServerOptions, options: BlockingOptions, report: Repo
                     options.tax_tokens,
                 )
             )
-            urls[name] = server.url
+            endpoints[name] = server.endpoint
             report.add_server(f"tax-{name}", server.description)
         with progress_bar() as progress:
-            num_blocks = options.tax.rounds * len(options.tax.blocks) * len(urls)
+            num_blocks = options.tax.rounds * len(options.tax.blocks) * len(endpoints)
             task = progress.add_task("throughput tax", total=num_blocks)
             report.tax_samples = await measure_tax(
-                urls, options.tax, lambda: progress.advance(task)
+                endpoints, options.tax, lambda: progress.advance(task)
             )
     report.write()
 

@@ -1,12 +1,11 @@
 """What ``blocking`` sends, to which servers, and how the command line says so."""
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-from bench.arguments import positive_float, positive_int
+from bench.arguments import positive_float, positive_int, positive_lengths, some_of
 from bench.blocking.tax import TaxOptions
-from bench.servers import ServerOptions
+from bench.engines.engine import ServerOptions
 
 GRANULARITIES = ("chunk", "layer", "operator", "tiled")
 PARTS = ("blocking", "tax")
@@ -136,16 +135,18 @@ def add_blocking_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides what is sent, and to which servers."""
     group = parser.add_argument_group("blocking time")
     group.add_argument("--quick", action="store_true", help="small defaults: minutes, not an hour")
-    group.add_argument("--parts", type=_some_of(PARTS), help=f"some of {','.join(PARTS)}")
+    group.add_argument("--parts", type=some_of(PARTS), help=f"some of {','.join(PARTS)}")
     group.add_argument(
-        "--granularities", type=_some_of(GRANULARITIES), help=f"some of {','.join(GRANULARITIES)}"
+        "--granularities", type=some_of(GRANULARITIES), help=f"some of {','.join(GRANULARITIES)}"
     )
     group.add_argument(
         "--tax-systems",
-        type=_some_of(TAX_SYSTEMS),
+        type=some_of(TAX_SYSTEMS),
         help=f"some of {','.join(TAX_SYSTEMS)}, to compare with {TAX_REFERENCE}",
     )
-    group.add_argument("--lengths", type=_lengths, help="of the running prompt, comma-separated")
+    group.add_argument(
+        "--lengths", type=positive_lengths, help="of the running prompt, comma-separated"
+    )
     for name, help_text in _NUMBERS.items():
         group.add_argument("--" + name.replace("_", "-"), type=positive_int, help=help_text)
     group.add_argument("--spread-s", type=positive_float, help="longest pause before each of them")
@@ -182,22 +183,6 @@ def blocking_options(args: argparse.Namespace) -> BlockingOptions:
     given = {name: value for name, value in vars(args).items() if name in names}
     preset = QUICK if args.quick else FULL
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
-
-
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(name.strip() for name in text.split(","))
-        if not set(names) <= set(known) or len(set(names)) < len(names):
-            raise argparse.ArgumentTypeError(
-                f"expected some of {','.join(known)}, each once, got {text!r}"
-            )
-        return names
-
-    return parse
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    return tuple(sorted({positive_int(length) for length in text.split(",")}))
 
 
 def server_options(args: argparse.Namespace) -> ServerOptions:

@@ -11,8 +11,9 @@ from rich.table import Table
 from bench.blocking.analysis import GranularityResult, LengthResult
 from bench.blocking.figure import draw_blocking
 from bench.blocking.options import TAX_REFERENCE, BlockingOptions
-from bench.blocking.tax import TaxSample, TaxSummary, summarise_tax
+from bench.blocking.tax import Block
 from bench.blocking.waits import WaitSummary
+from bench.paired import PairedSample, PairedSummary, Spread, summarise_pairs
 from bench.report import measured_on, result_head, write_json
 from bench.servers import ServerDescription
 
@@ -32,7 +33,7 @@ class Report:
         self.folder = folder
         self._servers: dict[str, ServerDescription] = {}
         self.results: dict[str, GranularityResult] = {}
-        self.tax_samples: list[TaxSample] = []
+        self.tax_samples: list[PairedSample[Block]] = []
 
     def add_server(self, name: str, server: ServerDescription) -> None:
         """Remember how a server was started."""
@@ -74,8 +75,8 @@ class Report:
         if self.tax_samples:
             console.print(tax_table(self._tax()))
 
-    def _tax(self) -> list[TaxSummary]:
-        return summarise_tax(self.tax_samples, TAX_REFERENCE)
+    def _tax(self) -> list[PairedSummary[Block]]:
+        return summarise_pairs(self.tax_samples, TAX_REFERENCE)
 
 
 def _by_length(
@@ -138,18 +139,24 @@ def switch_table(options: BlockingOptions, results: Mapping[str, GranularityResu
     return table
 
 
-def tax_table(summaries: list[TaxSummary]) -> Table:
+def tax_table(summaries: list[PairedSummary[Block]]) -> Table:
     """Show prefill throughput with an idle queue."""
     table = Table(title="Prefill with an idle queue: preemption armed and never used")
     table.add_column("prompt", justify="right")
     table.add_column("system")
     table.add_column("tokens/s\nmedian (min to max)", justify="right")
     table.add_column(f"time / {TAX_REFERENCE}'s of the round\nmedian (min to max)", justify="right")
-    for s in summaries:
+    for summary in sorted(summaries, key=lambda s: (-s.case.num_tokens, s.system)):
+        assert summary.ratio is not None, "every round asks the reference"
+        speed = _tokens_per_s(summary.case, summary.seconds)
         table.add_row(
-            str(s.num_tokens),
-            s.system,
-            f"{s.tokens_per_s:.0f} ({s.tokens_per_s_min:.0f} to {s.tokens_per_s_max:.0f})",
-            f"{s.ratio:.3f} ({s.ratio_min:.3f} to {s.ratio_max:.3f})",
+            str(summary.case.num_tokens), summary.system, speed.text(0), summary.ratio.text(3)
         )
     return table
+
+
+def _tokens_per_s(block: Block, seconds: Spread) -> Spread:
+    num_tokens = block.total_tokens
+    return Spread(
+        num_tokens / seconds.median, num_tokens / seconds.most, num_tokens / seconds.least
+    )

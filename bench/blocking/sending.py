@@ -10,8 +10,9 @@ import aiohttp
 
 from bench.blocking.options import BlockingOptions
 from bench.blocking.waits import Window
-from bench.client import encode_request, http_session, timed_generate
-from bench.errors import ServerError, UsageError
+from bench.client import http_session, timed_prompt
+from bench.engines.engine import Endpoint
+from bench.errors import UsageError
 from bench.prompts import UniquePrompts
 
 # Far apart, so that urgent prompts go first, and generous, so that nothing is ever doomed.
@@ -62,12 +63,12 @@ class _Sender:
     def __init__(
         self,
         session: aiohttp.ClientSession,
-        url: str,
+        server: Endpoint,
         options: BlockingOptions,
         on_answer: Callable[[], None],
     ) -> None:
         self._session = session
-        self._url = url
+        self._server = server
         self._options = options
         self._prompts = UniquePrompts(options.seed)
         self._moments = random.Random(options.seed)
@@ -112,18 +113,14 @@ class _Sender:
         return Window(start_s, time.monotonic())
 
     async def _send(self, num_tokens: int, slo_s: float) -> Window:
-        request = encode_request(
-            self._prompts.draw(num_tokens), num_output_tokens=1, slo_ttft_s=slo_s
-        )
-        timing = await timed_generate(self._session, self._url, request, _LIMIT_S)
-        if timing.error is not None or timing.first_token_s is None:
-            raise ServerError(f"a prompt of {num_tokens} tokens failed: {timing.error}")
+        prompt = self._prompts.draw(num_tokens)
+        timing = await timed_prompt(self._session, self._server, prompt, _LIMIT_S, slo_ttft_s=slo_s)
         self._on_answer()
-        return Window(timing.sent_s, timing.first_token_s)
+        return Window(timing.sent_s, timing.sent_s + timing.ttft_s)
 
 
 async def measure_granularity(
-    url: str, options: BlockingOptions, on_answer: Callable[[], None] = lambda: None
+    server: Endpoint, options: BlockingOptions, on_answer: Callable[[], None] = lambda: None
 ) -> GranularityRun:
     """Send everything to one server, warm and idle, and remember when.
 
@@ -131,7 +128,7 @@ async def measure_granularity(
         ServerError: A request failed.
     """
     async with http_session() as session:
-        sender = _Sender(session, url, options, on_answer)
+        sender = _Sender(session, server, options, on_answer)
         start_s = time.monotonic()
         for _ in range(options.num_idle):
             await sender.urgent()

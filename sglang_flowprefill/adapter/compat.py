@@ -232,6 +232,10 @@ UPSTREAM = (
         "packed_weights.py",
         "lets our method compute the logits",
         ("lm_head", "quant_method"),
+        "model_executor.model_runner.ModelRunner.load_model",
+        "plugin.py",
+        "compiled ops under SGLang's scheduler",
+        ("self",),
     ),
     # Start-up.
     UpstreamSymbol("server_args.ServerArgs.add_cli_args", "plugin.py", "our flags", ("parser",)),

@@ -1,14 +1,14 @@
 """The entry point that SGLang loads in every process (group ``sglang.srt.plugins``).
 
 Not enabled: returns at once, SGLang stays stock. Enabled: verifies the installed SGLang, then
-registers hooks. SGLang logs and swallows exceptions of plugins, which would leave a stock server
+registers hooks; only the kernels' if only they are asked for. SGLang logs and swallows exceptions of plugins, which would leave a stock server
 running under our name; ``SystemExit`` is the one thing that it lets through.
 """
 
 import multiprocessing
 import sys
 
-from sglang_flowprefill.activation import enable, is_enabled
+from sglang_flowprefill.activation import enable, is_enabled, is_kernels_only
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 
@@ -18,14 +18,17 @@ def register() -> None:
     Raises:
         SystemExit: The installed SGLang does not fit.
     """
-    if not is_enabled():
+    if not (is_enabled() or is_kernels_only()):
         return
-    enable()  # completes the environment where only the main variable was set by hand
     from sglang_flowprefill.adapter import compat  # noqa: PLC0415 (nothing when not enabled)
 
     try:
         compat.verify_version()
         compat.verify_symbols()
+        if is_kernels_only():
+            _register_kernels()
+            return
+        enable()  # completes the environment where only the main variable was set by hand
         _register_settings()
         if "sglang.srt.managers.scheduler" in sys.modules:
             _register_scheduler()
@@ -39,6 +42,23 @@ def register() -> None:
 def _hosts_an_engine() -> bool:
     """A child process may build an ``sglang.Engine`` of its own."""
     return "sglang.srt.entrypoints.engine" in sys.modules
+
+
+def _register_kernels() -> None:
+    """Put our CPU kernels under SGLang's own scheduler, and change nothing else."""
+    if "sglang.srt.managers.scheduler" not in sys.modules:
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
+
+    from sglang_flowprefill.adapter.attention import register_tiled_attention  # noqa: PLC0415
+    from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops_of  # noqa: PLC0415
+
+    register_tiled_attention()
+    HookRegistry.register(
+        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
+        use_compiled_ops_of,
+        HookType.AFTER,
+    )
 
 
 def _register_settings() -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bench.servers import ServerOptions, free_port, log_tail, plan_launch
+from bench.engines.engine import ServerOptions
+from bench.servers import free_port, log_tail
+from bench.systems import plan_launch
 
 START_TIMEOUT_S = 240.0
 REQUEST_TIMEOUT_S = 240.0
@@ -89,14 +91,14 @@ def serving(
     """Run a server of the bench's making until the block ends.
 
     Args:
-        system: Key of ``bench.servers.SYSTEMS``.
+        system: Key of ``bench.systems.SYSTEMS``.
         folder: Takes the log.
         flags: Added to the command line.
         dtype: float32 by default, since bfloat16 results depend on batching.
         model_path: None for the embedded model.
         variables: Added to the environment.
     """
-    options = ServerOptions(model_path, dtype=dtype, use_radix_cache=True, flags=flags)
+    options = ServerOptions(model_path, dtype=dtype, use_prefix_cache=True, flags=flags)
     port = free_port()
     launch = plan_launch(system, options, port)
     log = folder / f"{system}-{port}.log"

@@ -1,0 +1,1 @@
+"""Engines under test: how each is launched, asked and read. One file each."""

@@ -1,0 +1,1 @@
+"""``python -m bench prefill``: time to first token by length, systems side by side."""

@@ -1,0 +1,62 @@
+"""Systems under test: engines with the flags that make a setting of them.
+
+Every system gets the same model, device and prefix caching, from one place. What differs is the
+system itself: ``flowprefill`` is this package's launcher; ``flowprefill-fcfs`` is the same engine
+and kernels without preemption, which tells the gain of scheduling apart from the gain of faster
+kernels; ``stock`` is SGLang's, with scheduling as SGLang chooses it (overlap, chunked prefill);
+``stock-tuned`` is stock without both, which on a CPU gives it earlier first tokens;
+``stock-kernel`` and ``stock-tuned-kernel`` are those with our CPU kernels and nothing else of
+ours. ``vllm`` is vLLM as it comes; ``vllm-tuned`` has priorities by objective, and steps so short
+that an urgent prompt need not wait long for the running one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bench.engines.engine import Engine, Launch, ServerOptions
+from bench.engines.sglang import FLOWPREFILL, STOCK, STOCK_WITH_KERNELS
+from bench.engines.vllm import VLLM, VLLM_BY_PRIORITY
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A way to start a server.
+
+    Attributes:
+        engine: What is started.
+        flags: That make it this system.
+    """
+
+    engine: Engine
+    flags: tuple[str, ...] = ()
+
+
+_WITHOUT_OVERLAP_AND_CHUNKS = ("--disable-overlap-schedule", "--chunked-prefill-size", "-1")
+_PRIORITIES_AND_SHORT_STEPS = (
+    *("--scheduling-policy", "priority"),
+    *("--max-num-batched-tokens", "256"),
+    *("--long-prefill-token-threshold", "64"),
+)
+
+SYSTEMS: Mapping[str, System] = {
+    "flowprefill": System(FLOWPREFILL),
+    "flowprefill-fcfs": System(FLOWPREFILL, ("--flowprefill-policy", "fcfs")),
+    "stock": System(STOCK),
+    "stock-tuned": System(STOCK, _WITHOUT_OVERLAP_AND_CHUNKS),
+    "stock-kernel": System(STOCK_WITH_KERNELS),
+    "stock-tuned-kernel": System(STOCK_WITH_KERNELS, _WITHOUT_OVERLAP_AND_CHUNKS),
+    "vllm": System(VLLM),
+    "vllm-tuned": System(VLLM_BY_PRIORITY, _PRIORITIES_AND_SHORT_STEPS),
+}
+
+
+def plan_launch(name: str, options: ServerOptions, port: int) -> Launch:
+    """Decide how a system is started.
+
+    Raises:
+        FlowPrefillError: The embedded model is asked for and cannot be had.
+        BenchError: The engine is not installed, or cannot run with these options.
+    """
+    system = SYSTEMS[name]
+    flags = (*system.flags, *options.flags, *options.flags_for.get(name, ()))
+    return system.engine.launch(options, flags, port)
