@@ -232,6 +232,8 @@ UPSTREAM = (
         "packed_weights.py",
         "lets our method compute the logits",
         ("lm_head", "quant_method"),
+    ),
+    UpstreamSymbol(
         "model_executor.model_runner.ModelRunner.load_model",
         "plugin.py",
         "compiled ops under SGLang's scheduler",
