@@ -1,4 +1,4 @@
-"""``python -m bench compare|replay|urgent|blocking|prefill|generate``."""
+"""``python -m bench compare|load|replay|urgent|streaming|prediction|blocking|prefill|generate``."""
 
 import argparse
 import asyncio
@@ -17,8 +17,11 @@ from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
+from bench.load.command import add_load_arguments, run_load
+from bench.prediction import add_prediction_arguments, run_prediction
 from bench.prefill.command import run_prefill
 from bench.prefill.options import add_prefill_arguments
+from bench.streaming import add_streaming_arguments, run_streaming
 from bench.urgent import add_urgent_arguments, run_urgent
 from bench.workloads.trace_file import write_trace
 from sglang_flowprefill.errors import FlowPrefillError
@@ -71,6 +74,33 @@ def _parser() -> argparse.ArgumentParser:
     add_urgent_arguments(urgent)
     add_server_arguments(urgent)
     _add_out(urgent, default="urgent")
+
+    load = commands.add_parser(
+        "load", help="attainment of every class from light load to overload, by share of capacity"
+    )
+    load.set_defaults(run=run_load)
+    add_workload_arguments(load)
+    add_load_arguments(load)
+    add_slo_arguments(load)
+    add_replay_arguments(load, send_class=True)
+    add_server_arguments(load)
+    _add_out(load, default="load")
+
+    streaming = commands.add_parser(
+        "streaming", help="gaps between tokens, alone and with long prompts in between"
+    )
+    streaming.set_defaults(run=run_streaming)
+    add_streaming_arguments(streaming)
+    add_server_arguments(streaming)
+    _add_out(streaming, default="streaming")
+
+    prediction = commands.add_parser(
+        "prediction", help="how wrong the predictor is, also on a machine that slows down"
+    )
+    prediction.set_defaults(run=run_prediction)
+    add_prediction_arguments(prediction)
+    add_server_arguments(prediction)
+    _add_out(prediction, default="prediction")
 
     blocking = commands.add_parser(
         "blocking", help="how long the running prefill makes others wait; cost of preemption"

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +30,7 @@ class StreamTiming:
         first_token_s: First chunk that carried a token; None if none came.
         finished_s: End of the stream, or the moment it failed.
         num_generated_tokens: As the server counted them.
+        token_times_s: When each line of the stream came that brought new tokens.
         num_cached_tokens: Of the prompt, as the server counted them; None if it did not say.
         error: Why the request failed; None if it was served in full.
     """
@@ -38,6 +39,7 @@ class StreamTiming:
     first_token_s: float | None = None
     finished_s: float | None = None
     num_generated_tokens: int = 0
+    token_times_s: list[float] = field(default_factory=list)
     num_cached_tokens: int | None = None
     error: str | None = None
 
@@ -101,6 +103,8 @@ async def _read_stream(
         if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
             continue
         state = engine.read(json.loads(line.removeprefix(b"data: ")))
+        if state.num_generated_tokens > timing.num_generated_tokens:
+            timing.token_times_s.append(now_s)
         timing.num_generated_tokens = state.num_generated_tokens
         timing.num_cached_tokens = state.num_cached_tokens
         if timing.first_token_s is None and timing.num_generated_tokens > 0:

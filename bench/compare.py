@@ -33,7 +33,7 @@ async def run_compare(args: argparse.Namespace) -> None:
     """
     console = result_console()
     workload = workload_spec(args).build()
-    slos_s = _slos_s(args, workload)
+    slos_s = class_slos_s(args, workload)
     folder = new_folder(args.out)
     options = server_options(args, write_slo_classes(folder / "slo-classes.yaml", slos_s))
     longest = max(request.num_input_tokens for request in workload.requests)
@@ -42,7 +42,9 @@ async def run_compare(args: argparse.Namespace) -> None:
         console.print(f"{name}: starting and warming up")
         log = folder / f"{name}.log"
         async with running_server(name, options, log, longest) as server:
-            rows = await _replay_with_progress(name, server.endpoint, workload, slos_s, args)
+            rows = await replay_with_progress(
+                f"{name}: replaying", server.endpoint, workload, slos_s, args
+            )
         runs.append(SystemRun(name, server.description, rows))
         _write(_comparison(args, workload, runs), folder)
     print_comparison(_comparison(args, workload, runs), console)
@@ -56,13 +58,13 @@ async def run_replay(args: argparse.Namespace) -> None:
         BenchError: The server does not answer.
     """
     workload = workload_spec(args).build()
-    slos_s = _slos_s(args, workload)
+    slos_s = class_slos_s(args, workload)
     folder = new_folder(args.out)
     endpoint = Endpoint(args.url.rstrip("/"), STOCK)
     async with http_session() as session:
         info = await endpoint.engine.info(session, endpoint.url)
     server = ServerDescription(server_info=info)
-    rows = await _replay_with_progress(args.name, endpoint, workload, slos_s, args)
+    rows = await replay_with_progress(f"{args.name}: replaying", endpoint, workload, slos_s, args)
     comparison = _comparison(args, workload, [SystemRun(args.name, server, rows)])
     _write(comparison, folder)
     console = result_console()
@@ -70,20 +72,22 @@ async def run_replay(args: argparse.Namespace) -> None:
     console.print(f"written: {folder}")
 
 
-def _slos_s(args: argparse.Namespace, workload: Workload) -> dict[str, float]:
+def class_slos_s(args: argparse.Namespace, workload: Workload) -> dict[str, float]:
+    """Return the objective of every class of a workload."""
     classes = (request.slo_class for request in workload.requests)
     return ttft_slos_s(classes, args.slo_scale, dict(args.slo))
 
 
-async def _replay_with_progress(
+async def replay_with_progress(
     name: str,
     endpoint: Endpoint,
     workload: Workload,
     slos_s: Mapping[str, float],
     args: argparse.Namespace,
 ) -> list[RequestRow]:
+    """Replay a workload, shown as a bar that begins with ``name``."""
     with progress_bar() as progress:
-        task = progress.add_task(f"{name}: replaying", total=len(workload.requests))
+        task = progress.add_task(name, total=len(workload.requests))
         return await replay(
             endpoint,
             workload.requests,

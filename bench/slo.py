@@ -44,8 +44,12 @@ def ttft_slos_s(
     return dict(sorted(slos_s.items(), key=lambda item: item[1]))
 
 
-def write_slo_classes(path: Path, slos_s: Mapping[str, float]) -> Path:
-    """Write the objectives as ``--flowprefill-slo-config`` reads them; JSON is YAML."""
+def write_slo_classes(
+    path: Path, slos_s: Mapping[str, float], tpot_slos_s: Mapping[str, float] | None = None
+) -> Path:
+    """Write TTFT and TPOT objectives as ``--flowprefill-slo-config`` reads them; JSON is YAML."""
     classes = {name: {"ttft_slo_ms": seconds * 1000} for name, seconds in slos_s.items()}
+    for name, seconds in (tpot_slos_s or {}).items():
+        classes[name]["tpot_slo_ms"] = seconds * 1000
     path.write_text(json.dumps({"classes": classes}, indent=1) + "\n", encoding="utf-8")
     return path
