@@ -88,12 +88,14 @@ def prefill_table(
     for summary in summaries:
         by_case.setdefault(summary.case, {})[summary.system] = summary
     for case, of_system in by_case.items():
-        table.add_row(case.label, *(_cell(of_system.get(system)) for system in systems))
+        cells = [_cell(of_system.get(system), systems[0]) for system in systems]
+        table.add_row(case.label, *cells)
     return table
 
 
-def _cell(summary: PairedSummary[PrefillCase] | None) -> str:
+def _cell(summary: PairedSummary[PrefillCase] | None, reference: str) -> str:
     if summary is None:
         return "-"
-    ratio = "" if summary.ratio is None else f"\nx {summary.ratio.text(2)}"
-    return summary.seconds.text(3) + ratio
+    if summary.ratio is None or summary.system == reference:
+        return summary.seconds.text(3)
+    return f"{summary.seconds.text(3)}\nx {summary.ratio.text(2)}"

@@ -1,8 +1,9 @@
 """The entry point that SGLang loads in every process (group ``sglang.srt.plugins``).
 
 Not enabled: returns at once, SGLang stays stock. Enabled: verifies the installed SGLang, then
-registers hooks; only the kernels' if only they are asked for. SGLang logs and swallows exceptions of plugins, which would leave a stock server
-running under our name; ``SystemExit`` is the one thing that it lets through.
+registers hooks, or, if only our kernels are asked for, what brings in those. SGLang logs and
+swallows exceptions of plugins, which would leave a stock server running under our name;
+``SystemExit`` is the one thing that it lets through.
 """
 
 import multiprocessing

@@ -3,6 +3,7 @@
 import pytest
 
 from sglang_flowprefill import enable, is_enabled
+from sglang_flowprefill.activation import is_kernels_only
 
 
 @pytest.mark.parametrize("text", ["1", "true", "TRUE", " yes ", "on"])
@@ -13,12 +14,22 @@ def test_on(text):
 
 @pytest.mark.parametrize(
     "environment",
-    [{}, *({"SGLANG_FLOWPREFILL": text} for text in ["", "0", "false", "off", "no", "2"])],
+    [
+        {},
+        *({"SGLANG_FLOWPREFILL": text} for text in ["", "0", "false", "off", "no", "2", "kernels"]),
+    ],
     ids=str,
 )
 def test_off_unless_switched_on(environment):
     """Installed but not enabled is stock SGLang."""
     assert not is_enabled(environment)
+
+
+@pytest.mark.parametrize("text", ["", "1", "on", "kernel", "kernels,1"])
+def test_kernels_alone_are_asked_for_in_one_word(text):
+    """Nothing else brings in the kernels without the scheduler."""
+    assert is_kernels_only({"SGLANG_FLOWPREFILL": " Kernels "})
+    assert not is_kernels_only({"SGLANG_FLOWPREFILL": text})
 
 
 def test_enabling_sets_what_child_processes_inherit():

@@ -56,10 +56,24 @@ def test_enabled_replaces_the_scheduler():
     assert "attention sglang_flowprefill.adapter.attention" in lines
 
 
-def test_wrong_sglang_version_stops_the_start():
+def test_kernels_alone_leave_the_scheduler_stock():
+    """One hook after the model is loaded, and the attention; no flag, no scheduler of ours."""
+    result = run_python(STATE, SGLANG_FLOWPREFILL="kernels", SGLANG_USE_CPU_ENGINE="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-5:] == [
+        "scheduler Scheduler",
+        "hooks 1",
+        "flags False",
+        "attention sglang_flowprefill.adapter.attention",
+        "adapter False",
+    ]
+
+
+@pytest.mark.parametrize("value", ["1", "kernels"])
+def test_wrong_sglang_version_stops_the_start(value):
     """An unsupported version is an error with the remedy, not a stock server."""
     code = OLD_VERSION + STATE
-    result = run_python(code, SGLANG_FLOWPREFILL="1", SGLANG_USE_CPU_ENGINE="1")
+    result = run_python(code, SGLANG_FLOWPREFILL=value, SGLANG_USE_CPU_ENGINE="1")
     assert result.returncode == 1
     assert "pip install sglang==0.5.23" in result.stderr
 

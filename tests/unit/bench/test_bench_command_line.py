@@ -19,7 +19,7 @@ def test_compare_options_reach_the_library():
     args = command_line._parser().parse_args(arguments)
     spec = workload_spec(args)
     assert (spec.rate_per_s, spec.num_requests, spec.length_scale, spec.seed) == (1.5, 100, 0.25, 3)
-    assert args.systems == ["flowprefill", "stock"]
+    assert args.systems == ("flowprefill", "stock")
     assert server_options(args).flags_for == {"stock": ("--schedule-policy", "lpm")}
     assert config_of(args)["trace"] == "t.csv"
     assert config_of(args)["slo"] == [["code", 0.5]]
@@ -31,7 +31,7 @@ def test_compare_options_reach_the_library():
         "--rate=0",
         "--rate=inf",
         "--num-requests=-1",
-        "--systems=stock,vllm",
+        "--systems=stock,other",
         "--systems=stock,stock",
     ],
 )

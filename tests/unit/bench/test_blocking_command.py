@@ -13,8 +13,9 @@ from timelines import TimelineServer, timeline_of
 from bench import __main__ as command_line
 from bench.blocking import command, sending
 from bench.blocking.options import FULL, QUICK, blocking_options, granularity_flags, tax_systems
+from bench.engines.engine import Endpoint, ServerOptions
 from bench.errors import BenchError, ServerError, UsageError
-from bench.servers import ServerDescription, ServerOptions
+from bench.servers import ServerDescription
 
 TINY = (
     "blocking --lengths 200,400 --num-samples 3 --num-solo 1 --urgent-tokens 10 --num-idle 2 "
@@ -25,7 +26,7 @@ TINY = (
 
 @dataclass
 class _Server:
-    url: str
+    endpoint: Endpoint
     description: ServerDescription
 
 
@@ -45,8 +46,8 @@ def started(monkeypatch):
         trace = flag_value(options.flags, "--flowprefill-trace")
         preempts = flag_value(options.flags, "--flowprefill-granularity") == "operator"
         server = TimelineServer(trace or log.with_suffix(".json"), preempts=preempts)
-        async with FakeSGLang(prefill=server.prefill).running() as url:
-            yield _Server(url, ServerDescription(server_info={"device": "cpu"}))
+        async with FakeSGLang(prefill=server.prefill).running() as endpoint:
+            yield _Server(endpoint, ServerDescription(server_info={"device": "cpu"}))
         server.timeline.close()
 
     monkeypatch.setattr(command, "running_server", running_server)
@@ -118,8 +119,8 @@ def test_failed_prompt_stops_the_measurement():
 
     async def go():
         fake = FakeSGLang(broken_lengths=frozenset({512}))
-        async with fake.running() as url:
-            await sending.measure_granularity(url, QUICK)
+        async with fake.running() as endpoint:
+            await sending.measure_granularity(endpoint, QUICK)
 
     with pytest.raises(ServerError, match="512 tokens failed"):
         asyncio.run(go())

@@ -6,6 +6,8 @@ import json
 import pytest
 from fake_sglang import FakeSGLang
 
+from bench.engines.engine import Endpoint
+from bench.engines.sglang import STOCK
 from bench.replay import ReplayOptions, replay
 from bench.workloads.request import TraceRequest
 
@@ -18,8 +20,8 @@ def run(fake, requests, options=DEFAULTS, **kwargs):
     """Replay the requests against the fake server."""
 
     async def go():
-        async with fake.running() as url:
-            return await replay(url, requests, SLOS_S, options, **kwargs)
+        async with fake.running() as server:
+            return await replay(server, requests, SLOS_S, options, **kwargs)
 
     return asyncio.run(go())
 
@@ -45,10 +47,10 @@ def test_requests_do_not_wait_for_each_other():
                 second_arrived.set()
             await second_arrived.wait()
 
-        async with FakeSGLang(prefill=prefill).running() as url:
+        async with FakeSGLang(prefill=prefill).running() as server:
             requests = [BURST[0], TraceRequest(0.02, "file", 40, 1)]
             options = ReplayOptions(drain_timeout_s=5)
-            return await replay(url, requests, SLOS_S, options)
+            return await replay(server, requests, SLOS_S, options)
 
     rows = asyncio.run(go())
     assert [row.error for row in rows] == [None, None]
@@ -82,7 +84,9 @@ def test_replay_ends_although_the_server_hangs():
 
 def test_unreachable_server_gives_error_rows():
     """A refused connection is a miss, not a crash of the client."""
-    rows = asyncio.run(replay("http://127.0.0.1:9", BURST, SLOS_S, ReplayOptions()))
+    rows = asyncio.run(
+        replay(Endpoint("http://127.0.0.1:9", STOCK), BURST, SLOS_S, ReplayOptions())
+    )
     assert [row.ttft_s for row in rows] == [None, None]
     assert all("Connect" in row.error for row in rows)
 

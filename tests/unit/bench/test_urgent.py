@@ -23,8 +23,8 @@ def measure(make_prefill, **fake_options):
 
     async def go():
         fake = FakeSGLang(prefill=make_prefill(), **fake_options)
-        async with fake.running() as url:
-            return await urgent.measure_urgent(url, OPTIONS)
+        async with fake.running() as server:
+            return await urgent.measure_urgent(server, OPTIONS)
 
     return asyncio.run(go())
 
