@@ -25,6 +25,7 @@ from sglang_flowprefill.executor.profile import (
 )
 from sglang_flowprefill.executor.ranks import Ranks
 from sglang_flowprefill.executor.run_ahead import RunAhead
+from sglang_flowprefill.executor.stoppable import StoppableWork
 from sglang_flowprefill.executor.tiling import RowTiling
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Ranks",
     "RowTiling",
     "RunAhead",
+    "StoppableWork",
     "SwitchState",
     "device_named",
     "family_of",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sglang_flowprefill.executor.run_ahead import RunAhead
+from sglang_flowprefill.executor.stoppable import StoppableWork
 
 if TYPE_CHECKING:
     from sglang_flowprefill.executor.cursor import Cursor
@@ -75,6 +76,32 @@ class Checkpoint:
         while must_suspend:
             cursor.suspend()
             must_suspend = self._run_ahead.wait_for_room(self._wants_control)
+
+    def run(self, work: StoppableWork, operator: str = "") -> None:
+        """Run work that can be stopped; suspend the running cursor wherever it was.
+
+        Every stop is one more boundary of the cursor. On a synchronous device, for a cursor that
+        is not bounded and outside of one, the work runs like any other operator.
+
+        Args:
+            work: Not yet launched.
+            operator: Its name, for the observer.
+        """
+        work.launch()
+        cursor, run_ahead = self._cursor, self._run_ahead
+        if cursor is None or run_ahead is None or not cursor.is_bounded:
+            return
+        while run_ahead.wait_until_idle(self._wants_control):
+            work.ring()
+            run_ahead.drain()
+            work.clear()
+            if work.is_complete:
+                return  # the next boundary is a moment away, and nothing was launched behind
+            cursor.suspend()
+            cursor.num_boundaries += 1
+            if self.observer is not None:
+                self.observer(operator)
+            work.launch()
 
     def drain(self) -> None:
         """Return when the device has finished everything that was launched.

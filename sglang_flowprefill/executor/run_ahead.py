@@ -95,6 +95,27 @@ class RunAhead:
             self._marks[0].wait(_POLL_INTERVAL_S)
         return False
 
+    def wait_until_idle(self, should_yield: Callable[[], bool]) -> bool:
+        """Return when everything launched so far has finished, or earlier if control is wanted.
+
+        For the host that waits for an operator which it could stop.
+
+        Args:
+            should_yield: As above. Not asked once nothing is in flight.
+
+        Returns:
+            True if the scheduler wants control while something is in flight.
+
+        Raises:
+            Exception: Whatever the device reports.
+        """
+        self._marks.append(self._device.record())
+        while not self._has_at_most(0):
+            if should_yield():
+                return True
+            self._marks[0].wait(_POLL_INTERVAL_S)
+        return False
+
     def drain(self) -> None:
         """Return when everything launched so far has finished, noted or not.
 

@@ -57,7 +57,15 @@ class RowTiling:
         self._families: dict[str, _Family] = {}
         self._is_measuring = False
 
-    def add(self, module: nn.Module, name: str, family: str, *, has_boundaries: bool) -> None:
+    def add(
+        self,
+        module: nn.Module,
+        name: str,
+        family: str,
+        *,
+        has_boundaries: bool,
+        stoppable: Callable[..., Any] | None = None,
+    ) -> None:
         """Let a module run in tiles.
 
         Args:
@@ -67,10 +75,12 @@ class RowTiling:
             family: Modules of one family share a measurement.
             has_boundaries: Operators inside it have boundaries of their own, so that none is
                 needed between tiles.
+            stoppable: Takes the place of the tiles: the whole call, in a form that the device
+                can stop by itself.
         """
         shared = self._families.setdefault(family, _Family())
         reach = _no_boundary if has_boundaries else partial(self._reach, name)
-        module.forward = self._tiled(module.forward, reach, shared)
+        module.forward = self._tiled(module.forward, reach, shared, stoppable)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -104,7 +114,11 @@ class RowTiling:
             family.max_rows = rows_within(max_s, row_s) if row_s > 0.0 else None
 
     def _tiled(
-        self, forward: Callable[..., Any], reach: Callable[[], None], family: _Family
+        self,
+        forward: Callable[..., Any],
+        reach: Callable[[], None],
+        family: _Family,
+        stoppable: Callable[..., Any] | None,
     ) -> Callable[..., Any]:
         def tiled(*args: Any, **kwargs: Any) -> Any:
             rows = _num_rows(args)
@@ -113,6 +127,8 @@ class RowTiling:
             max_rows = family.max_rows
             if max_rows is None or rows <= max_rows or not self._is_active():
                 return forward(*args, **kwargs)
+            if stoppable is not None:
+                return stoppable(*args, **kwargs)
             return _run_tiles(forward, reach, tile_rows(rows, max_rows), args, kwargs)
 
         return tiled
