@@ -40,17 +40,22 @@ TOOLS_STAMP := $(VENV)/.tools-$(call hash,requirements/dev.txt)
 VLLM := .venv-peers/vllm
 VLLM_NAME := requirements/vllm-name
 VLLM_STAMP := $(VLLM)/.installed-$(call hash,requirements/vllm.txt $(VLLM_NAME)/pyproject.toml)
+# The real Triton lies beside the environment, not in it, where the stand-in has its place.
+REAL_TRITON := $(VENV)/real-triton
+REAL_TRITON_STAMP := $(VENV)/.real-triton-$(call hash,requirements/triton.txt)
 # A model of the user's own needs no conversion.
 MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
-.PHONY: help serve setup model test lint test-unit test-server peers clean clean-peers demo-clean
+.PHONY: help serve setup model test lint test-unit test-triton test-server gpu-check peers
+.PHONY: clean clean-peers demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
 	@echo 'make setup        install everything and convert the embedded model'
 	@echo 'make test         lint, unit tests and tests with a real server'
-	@echo 'make lint | test-unit | test-server'
+	@echo 'make lint | test-unit | test-triton | test-server'
+	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
 	@echo 'make clean        remove .venv and the caches of tools; make clean-peers: .venv-peers'
 	@echo 'make demo-clean   the same, and the converted model'
@@ -65,7 +70,7 @@ model: $(PROJECT_STAMP)
 	$(SAY) 'Embedded model: SmolLM2-135M-Instruct'
 	$(BIN)/python -m sglang_flowprefill.cpu.embedded_model
 
-test: lint test-unit test-server
+test: lint test-unit test-triton test-server
 
 lint: $(TOOLS_STAMP)
 	$(SAY) 'Lint'
@@ -76,7 +81,11 @@ lint: $(TOOLS_STAMP)
 
 test-unit: $(TOOLS_STAMP)
 	$(SAY) 'Tests without a server'
-	$(BIN)/python -m pytest -m 'not gpu and not server'
+	$(BIN)/python -m pytest -m 'not gpu and not server and not triton'
+
+test-triton: $(REAL_TRITON_STAMP)
+	$(SAY) 'Triton kernels in its interpreter'
+	PYTHONPATH=$(REAL_TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton tests/triton
 
 test-server: $(TOOLS_STAMP) model
 	$(SAY) 'Tests with a real server (minutes)'
@@ -140,6 +149,17 @@ $(VLLM_STAMP):
 
 clean-peers:
 	rm -rf $(dir $(VLLM))
+
+$(REAL_TRITON_STAMP): $(TOOLS_STAMP)
+	$(SAY) 'Triton itself, for its interpreter (650 MB)'
+	rm -rf $(REAL_TRITON)
+	$(PIP) install --no-compile --no-deps --target $(REAL_TRITON) -r requirements/triton.txt
+	@touch $@
+
+# Needs torch, triton, greenlet, msgspec, hypothesis, pytest, rich and matplotlib, and no SGLang:
+# make gpu-check PYTHON=python3 runs on whatever Python has them.
+gpu-check:
+	bash bench/gpu/check.sh $(PYTHON) bench-results/gpu-$$(date +%Y%m%d-%H%M%S)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist

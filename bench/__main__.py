@@ -1,9 +1,12 @@
-"""``python -m bench compare|load|replay|urgent|streaming|prediction|blocking|prefill|generate``."""
+"""``python -m bench COMMAND``; without a command, the list of them."""
 
 import argparse
 import asyncio
 import signal
 import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.arguments import (
@@ -17,6 +20,8 @@ from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
+from bench.gpu.command import run_gpu
+from bench.gpu.options import add_gpu_arguments
 from bench.load.command import add_load_arguments, run_load
 from bench.prediction import add_prediction_arguments, run_prediction
 from bench.prefill.command import run_prefill
@@ -25,6 +30,92 @@ from bench.streaming import add_streaming_arguments, run_streaming
 from bench.urgent import add_urgent_arguments, run_urgent
 from bench.workloads.trace_file import write_trace
 from sglang_flowprefill.errors import FlowPrefillError
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    """One command.
+
+    Attributes:
+        help: What it does, in a line.
+        run: Does it.
+        arguments: Each adds some options to its parser.
+        out: Default folder of its results.
+    """
+
+    help: str
+    run: Callable[[argparse.Namespace], Awaitable[None]]
+    arguments: tuple[Callable[[argparse.ArgumentParser], None], ...]
+    out: Path
+
+
+def _commands() -> dict[str, _Command]:
+    replaying = (add_workload_arguments, add_slo_arguments)
+    to_ours = partial(add_replay_arguments, send_class=True)
+    to_any = partial(add_replay_arguments, send_class=False)
+    results = Path("bench-results")
+    return {
+        "compare": _Command(
+            "replay the same requests on each system in turn",
+            run_compare,
+            (*replaying, to_ours, add_server_arguments),
+            results / "compare",
+        ),
+        "load": _Command(
+            "attainment of every class from light load to overload, by share of capacity",
+            run_load,
+            (*replaying, add_load_arguments, to_ours, add_server_arguments),
+            results / "load",
+        ),
+        "replay": _Command(
+            "replay against a server that is running",
+            run_replay,
+            (_add_running_server, *replaying, to_any),
+            results / "replay",
+        ),
+        "urgent": _Command(
+            "head-of-line test: urgent prompts in a long one",
+            run_urgent,
+            (add_urgent_arguments, add_server_arguments),
+            results / "urgent",
+        ),
+        "streaming": _Command(
+            "gaps between tokens, alone and with long prompts in between",
+            run_streaming,
+            (add_streaming_arguments, add_server_arguments),
+            results / "streaming",
+        ),
+        "prediction": _Command(
+            "how wrong the predictor is, also on a machine that slows down",
+            run_prediction,
+            (add_prediction_arguments, add_server_arguments),
+            results / "prediction",
+        ),
+        "blocking": _Command(
+            "how long the running prefill makes others wait; cost of preemption",
+            run_blocking,
+            (add_blocking_arguments,),
+            results / "blocking",
+        ),
+        "prefill": _Command(
+            "time to first token of one prompt on an idle server, by its length",
+            run_prefill,
+            (add_prefill_arguments,),
+            results / "prefill",
+        ),
+        "gpu": _Command(
+            "blocking time and kernels' rates on a GPU, no server",
+            run_gpu,
+            (add_gpu_arguments,),
+            results / "gpu",
+        ),
+        "generate": _Command(
+            "write a workload as a trace file",
+            _run_generate,
+            (add_workload_arguments,),
+            Path("qwentrace_like_synthetic.csv.gz"),
+        ),
+    }
 
 
 def main() -> int:
@@ -50,88 +141,24 @@ async def _run(args: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    compare = commands.add_parser("compare", help="replay the same requests on each system in turn")
-    compare.set_defaults(run=run_compare)
-    add_workload_arguments(compare)
-    add_slo_arguments(compare)
-    add_replay_arguments(compare, send_class=True)
-    add_server_arguments(compare)
-    _add_out(compare, default="compare")
-
-    replay = commands.add_parser("replay", help="replay against an SGLang server that runs")
-    replay.set_defaults(run=run_replay)
-    replay.add_argument("--url", required=True, help="its base address")
-    replay.add_argument("--name", default="server", help="what to call it in the result")
-    add_workload_arguments(replay)
-    add_slo_arguments(replay)
-    add_replay_arguments(replay, send_class=False)
-    _add_out(replay, default="replay")
-
-    urgent = commands.add_parser("urgent", help="head-of-line test: urgent prompts in a long one")
-    urgent.set_defaults(run=run_urgent)
-    add_urgent_arguments(urgent)
-    add_server_arguments(urgent)
-    _add_out(urgent, default="urgent")
-
-    load = commands.add_parser(
-        "load", help="attainment of every class from light load to overload, by share of capacity"
-    )
-    load.set_defaults(run=run_load)
-    add_workload_arguments(load)
-    add_load_arguments(load)
-    add_slo_arguments(load)
-    add_replay_arguments(load, send_class=True)
-    add_server_arguments(load)
-    _add_out(load, default="load")
-
-    streaming = commands.add_parser(
-        "streaming", help="gaps between tokens, alone and with long prompts in between"
-    )
-    streaming.set_defaults(run=run_streaming)
-    add_streaming_arguments(streaming)
-    add_server_arguments(streaming)
-    _add_out(streaming, default="streaming")
-
-    prediction = commands.add_parser(
-        "prediction", help="how wrong the predictor is, also on a machine that slows down"
-    )
-    prediction.set_defaults(run=run_prediction)
-    add_prediction_arguments(prediction)
-    add_server_arguments(prediction)
-    _add_out(prediction, default="prediction")
-
-    blocking = commands.add_parser(
-        "blocking", help="how long the running prefill makes others wait; cost of preemption"
-    )
-    blocking.set_defaults(run=run_blocking)
-    add_blocking_arguments(blocking)
-    _add_out(blocking, default="blocking")
-
-    prefill = commands.add_parser(
-        "prefill", help="time to first token of one prompt on an idle server, by its length"
-    )
-    prefill.set_defaults(run=run_prefill)
-    add_prefill_arguments(prefill)
-    _add_out(prefill, default="prefill")
-
-    generate = commands.add_parser("generate", help="write a workload as a trace file")
-    generate.set_defaults(run=_run_generate)
-    add_workload_arguments(generate)
-    generate.add_argument(
-        "--out", type=Path, default=Path("qwentrace_like_synthetic.csv.gz"), help="CSV or CSV.gz"
-    )
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in _commands().items():
+        subparser = subparsers.add_parser(name, help=command.help)
+        subparser.set_defaults(run=command.run)
+        for add_arguments in command.arguments:
+            add_arguments(subparser)
+        subparser.add_argument(
+            "--out",
+            type=Path,
+            default=command.out,
+            help="where results, pictures and server logs go (default: %(default)s)",
+        )
     return parser
 
 
-def _add_out(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("bench-results") / default,
-        help="new folder for result, picture and server logs (default: %(default)s)",
-    )
+def _add_running_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", required=True, help="its base address")
+    parser.add_argument("--name", default="server", help="what to call it in the result")
 
 
 async def _run_generate(args: argparse.Namespace) -> None:

@@ -9,9 +9,12 @@ server for dropping its slowest requests.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bench.replay import RequestRow
 from sglang_flowprefill.core.stats import is_attained
+
+if TYPE_CHECKING:  # the client's packages are not needed where nothing is sent
+    from bench.replay import RequestRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ class ReplaySummary:
     duration_s: float
 
 
-def summarise(rows: Sequence[RequestRow]) -> ReplaySummary:
+def summarise(rows: "Sequence[RequestRow]") -> ReplaySummary:
     """Summarise the rows of one replay, at least one."""
     by_class = rows_by_class(rows)
     classes = {name: summarise_ttft(group) for name, group in by_class.items()}
@@ -77,7 +80,7 @@ def summarise(rows: Sequence[RequestRow]) -> ReplaySummary:
     )
 
 
-def summarise_ttft(rows: Sequence[RequestRow]) -> TtftSummary:
+def summarise_ttft(rows: "Sequence[RequestRow]") -> TtftSummary:
     """Summarise a group of rows, at least one."""
     ttfts_s = [math.inf if row.ttft_s is None else row.ttft_s for row in rows]
     return TtftSummary(
@@ -91,12 +94,12 @@ def summarise_ttft(rows: Sequence[RequestRow]) -> TtftSummary:
     )
 
 
-def attainment(rows: Sequence[RequestRow]) -> float:
+def attainment(rows: "Sequence[RequestRow]") -> float:
     """Return the share of rows, at least one, whose TTFT met its objective."""
     return sum(_is_met(row.ttft_s, row) for row in rows) / len(rows)
 
 
-def rows_by_class(rows: Sequence[RequestRow]) -> dict[str, list[RequestRow]]:
+def rows_by_class(rows: "Sequence[RequestRow]") -> "dict[str, list[RequestRow]]":
     """Group rows by class, the tightest objective first."""
     groups: dict[str, list[RequestRow]] = {}
     for row in sorted(rows, key=lambda row: (row.slo_ttft_s, row.slo_class)):
@@ -117,7 +120,7 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return sorted(values)[max(1, rank) - 1]
 
 
-def _is_met(ttft_s: float | None, row: RequestRow) -> bool:
+def _is_met(ttft_s: float | None, row: "RequestRow") -> bool:
     return ttft_s is not None and is_attained(ttft_s, row.slo_ttft_s)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,8 +17,10 @@ from rich.table import Table
 from bench.errors import BenchError, UsageError
 from bench.metrics import ReplaySummary, TtftSummary, summarise
 from bench.provenance import provenance
-from bench.replay import RequestRow
-from bench.servers import ServerDescription
+
+if TYPE_CHECKING:  # the client's packages are not needed where nothing is sent
+    from bench.replay import RequestRow
+    from bench.servers import ServerDescription
 
 SCHEMA_VERSION = 1
 # The client shares the machine with the server; beyond this its own lag blurs the result.
@@ -38,8 +40,8 @@ class SystemRun:
     """
 
     system: str
-    server: ServerDescription
-    rows: list[RequestRow]
+    server: "ServerDescription"
+    rows: "list[RequestRow]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Comparison:
         return {run.system: summarise(run.rows) for run in self.runs}
 
 
-def measured_on(servers: Iterable[ServerDescription]) -> str:
+def measured_on(servers: "Iterable[ServerDescription]") -> str:
     """Name the kind of device that the servers report, for titles."""
     devices = sorted({str(server.server_info.get("device", "unknown")) for server in servers})
     kinds = ["a CPU" if device == "cpu" else f"device {device}" for device in devices]

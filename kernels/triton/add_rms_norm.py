@@ -10,7 +10,7 @@ float32. Alignment: rows contiguous; any start address and width (a width divisi
 loaded in wide words).
 
 Error: the sum is rounded once. A normed value is within one rounding of its dtype plus
-``width * 2**-24`` relative of the exact result for that rounded sum.
+``(width + 16) * 2**-24`` relative of the exact result for that rounded sum.
 """
 
 import torch

@@ -7,7 +7,7 @@ Shapes: ``gate_up`` ``[num_rows, 2 * width]``, gate first; ``output`` ``[num_row
 Dtypes: float32, float16 or bfloat16, both the same; computed in float32. Alignment: rows
 contiguous; any start address and width.
 
-Error: one rounding of the dtype plus 4 units of float32 rounding, relative.
+Error: one rounding of the dtype plus ``(16 + abs(gate)) * 2**-24``, relative.
 """
 
 import torch

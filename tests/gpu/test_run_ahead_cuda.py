@@ -1,7 +1,7 @@
-"""The bound on run-ahead on a real GPU. Not run yet: written where there was none.
+"""The bound on run-ahead on a real GPU.
 
 ``python -m pytest -m gpu tests/gpu`` runs these tests and fails where there is no CUDA device;
-the default command deselects them. They need torch only.
+the default command deselects them. They need torch, Triton, greenlet and hypothesis only.
 """
 
 import pytest

@@ -5,12 +5,9 @@ which order tiles are handed out; it shows neither what programs do to one anoth
 compiler makes of them. ``tests/gpu`` has a GPU show that.
 """
 
-import os
-
 import pytest
 import torch
-
-IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from interpreter import IS_INTERPRETED
 
 
 @pytest.fixture(scope="session")
