@@ -23,6 +23,8 @@ class FakeSGLang:
     Attributes:
         prefill: Awaited before the first token with the prompt length.
         broken_lengths: Prompts of these lengths get an error chunk instead of tokens.
+        before_token: Awaited before every later token.
+        info: What ``/server_info`` says, made when it is asked.
         caches: Whether it reports the longest prefix that an earlier prompt shares as cached.
         bodies: Every request body received, in order.
         headers: Its headers.
@@ -30,6 +32,8 @@ class FakeSGLang:
 
     prefill: Callable[[int], Awaitable[None]] = lambda _num_tokens: asyncio.sleep(0)
     broken_lengths: frozenset[int] = frozenset()
+    before_token: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
+    info: Callable[[], dict] = lambda: SERVER_INFO
     caches: bool = False
     bodies: list[dict] = field(default_factory=list)
     headers: list[dict] = field(default_factory=list)
@@ -49,12 +53,17 @@ class FakeSGLang:
         else:
             num_output_tokens = body["sampling_params"]["max_new_tokens"]
             for i in range(num_output_tokens):
+                if i:
+                    await self.before_token()
                 finish = {"type": "length"} if i + 1 == num_output_tokens else None
                 meta = {"completion_tokens": i + 1, "finish_reason": finish}
                 meta["cached_tokens"] = num_cached_tokens
                 await _send(response, {"text": "", "meta_info": meta})
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def _info(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.info())
 
     def _num_cached_tokens(self, prompt: list[int]) -> int:
         if not self.caches:
@@ -68,7 +77,7 @@ class FakeSGLang:
         app = web.Application()
         app.router.add_post("/generate", self.generate)
         app.router.add_get("/health", _ok)
-        app.router.add_get("/server_info", _info)
+        app.router.add_get("/server_info", self._info)
         server = TestServer(app)
         await server.start_server()
         try:
@@ -89,7 +98,3 @@ async def _send(response: web.StreamResponse, chunk: dict) -> None:
 
 async def _ok(_request: web.Request) -> web.Response:
     return web.Response()
-
-
-async def _info(_request: web.Request) -> web.Response:
-    return web.json_response(SERVER_INFO)
