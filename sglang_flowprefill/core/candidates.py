@@ -20,7 +20,7 @@ class CandidateMemo:
     def __init__(self, make: Callable[[PrefillRequest], Candidate]) -> None:
         self._make = make
         self._candidates: dict[int, Candidate] = {}
-        self._requests: dict[int, PrefillRequest] = {}
+        self._requests: list[PrefillRequest] = []  # kept alive, in no order
 
     def of(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
         """Return the candidates of these requests, in their order."""
@@ -29,14 +29,20 @@ class CandidateMemo:
         try:
             return list(map(self._candidates.__getitem__, map(id, requests)))
         except KeyError:
-            return [self._candidates.get(id(r)) or self._remember(r) for r in requests]
+            return self._with_new(requests)
 
-    def _remember(self, request: PrefillRequest) -> Candidate:
-        self._requests[id(request)] = request
-        candidate = self._candidates[id(request)] = self._make(request)
-        return candidate
+    def _with_new(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
+        """Make what is missing. One loop without calls of our own: a burst may be thousands."""
+        make, candidates, found = self._make, self._candidates, []
+        for request in requests:
+            candidate = candidates.get(id(request))
+            if candidate is None:
+                candidate = candidates[id(request)] = make(request)
+                self._requests.append(request)
+            found.append(candidate)
+        return found
 
     def _forget_all_but(self, requests: Sequence[PrefillRequest]) -> None:
-        known = {id(r): r for r in requests if id(r) in self._requests}
-        self._candidates = {identity: self._candidates[identity] for identity in known}
-        self._requests = known
+        known = self._candidates
+        self._requests = [request for request in requests if id(request) in known]
+        self._candidates = {id(request): known[id(request)] for request in self._requests}

@@ -51,16 +51,15 @@ class PrefillCost:
     def work_s(self, request: PrefillRequest) -> float:
         """Return what one request adds to a forward pass."""
         num_tokens = request.num_uncached_tokens
-        num_pairs = num_tokens * (request.num_cached_tokens + (num_tokens + 1) / 2)
-        return (
-            self.per_request_s
-            + self.per_token_s * num_tokens
-            + self.per_attention_pair_s * num_pairs
+        mean_keys = request.num_cached_tokens + (num_tokens + 1) / 2
+        return self.per_request_s + num_tokens * (
+            self.per_token_s + self.per_attention_pair_s * mean_keys
         )
 
     def total_s(self, work_s: float) -> float:
         """Return the seconds of a forward pass whose requests add so much in all."""
-        return max(self.base_s + work_s, self.floor_s)
+        total_s = self.base_s + work_s
+        return max(self.floor_s, total_s)  # max() costs a call
 
     def scaled(self, factor: float) -> "PrefillCost":
         """Return the cost on a machine that takes so many times as long."""
