@@ -22,6 +22,7 @@ from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
 from bench.gpu.command import run_gpu
 from bench.gpu.options import add_gpu_arguments
+from bench.kernels.command import add_kernel_arguments, run_kernels
 from bench.load.command import add_load_arguments, run_load
 from bench.prediction import add_prediction_arguments, run_prediction
 from bench.prefill.command import run_prefill
@@ -102,6 +103,12 @@ def _commands() -> dict[str, _Command]:
             run_prefill,
             (add_prefill_arguments,),
             results / "prefill",
+        ),
+        "kernels": _Command(
+            "each CPU kernel, and whole prefills, against this machine's peaks",
+            run_kernels,
+            (add_kernel_arguments,),
+            results / "kernels",
         ),
         "gpu": _Command(
             "blocking time and kernels' rates on a GPU, no server",

@@ -1,10 +1,11 @@
 """The compiled CPU kernels: built once by the machine's own compiler, called through ctypes.
 
-The library is built at first use into this package's cache folder, under the hash of its source
-and flags; building takes two seconds. Without a compiler, or on a processor without AVX-512
-BF16, ``load_native`` returns None and callers keep their plain torch code, which is tiled too.
-ctypes instead of a torch extension: a C interface needs no torch headers (half a minute to
-compile) and no agreement with torch's C++ ABI.
+One source is compiled for the best of the targets below that the processor has. The library is
+built at first use into this package's cache folder, under the hash of its source and flags; that
+takes some seconds. Without a compiler, or on a processor with none of the targets, ``load_native``
+returns None and callers keep their plain torch code, which is tiled too. ctypes instead of a torch
+extension: a C interface needs no torch headers (half a minute to compile) and no agreement with
+torch's C++ ABI.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import logging
 import os
 import shutil
 import subprocess
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -23,20 +25,78 @@ from sglang_flowprefill.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 
-_SOURCE: Final = Path(__file__).with_name("avx512_bf16.cpp")
-_FLAGS: Final = (
-    *("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp"),
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma"),
-)
-_FEATURES: Final = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"})
-_BUILD_TIMEOUT_S: Final = 120.0
+TARGET_VARIABLE: Final = "SGLANG_FLOWPREFILL_CPU_KERNELS"
+"""Name of a target, or ``torch`` for none; the best one if unset."""
 
-DIM_MULTIPLE: Final = 64
-"""Head dimensions that attention takes are multiples of this; widths of the others of 16."""
+_FOLDER: Final = Path(__file__).parent
+_SOURCES: Final = ("attention.cpp", "elementwise.cpp")
+_HEADERS: Final = ("simd.h",)
+_FLAGS: Final = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
+_BUILD_TIMEOUT_S: Final = 120.0
+_NO_TARGET: Final = "torch"
+
+DIM_MULTIPLE: Final = 16
+"""Head dimensions and widths that the kernels take are multiples of this."""
+MAX_GROUP: Final = 1024
+"""Query heads that may share a KV head."""
+
+_ATTENTION_NAMES: Final = {torch.bfloat16: "bf16", torch.float32: "f32"}
+# p: pointer, i: int64, f: float
+_CACHE: Final = "pipipipipi"  # query, output, keys, values and slot table; strides
+_SIGNATURES: Final = {
+    **{f"prefill_{name}": f"{_CACHE}piiiifi" for name in _ATTENTION_NAMES.values()},
+    **{f"decode_{name}": f"{_CACHE}ppiiiifi" for name in _ATTENTION_NAMES.values()},
+    "add_rms_norm": "ppppiifi",
+    "silu_and_mul": "ppii",
+    "rope": "ppiipiipii",
+}
+_C_TYPES: Final = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Processors that one build is for.
+
+    Attributes:
+        name: As ``TARGET_VARIABLE`` gives it.
+        flags: For the compiler.
+        features: What the processor needs, by Linux names.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    features: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PagedKv:
+    """The KV cache of one layer, and where each sequence's positions lie in it.
+
+    Attributes:
+        keys: ``[num_slots, num_kv_heads, dim]``.
+        values: ``[num_slots, num_kv_heads, value_dim]``.
+        table: ``[num_rows, max_positions]`` int32: the slot of every position of a sequence.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    table: torch.Tensor
+
+
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+TARGETS: Final = (
+    Target(
+        "avx512_bf16",
+        (*(f"-m{name}" for name in _AVX512), "-mavx512bf16", "-mfma"),
+        frozenset({*_AVX512, "avx512_bf16", "fma"}),
+    ),
+    Target("avx2", ("-mavx2", "-mfma", "-Wno-psabi"), frozenset({"avx2", "fma"})),
+)
+"""Best first."""
 
 
 class NativeKernels:
-    """The functions of ``avx512_bf16.cpp`` on torch tensors. All tensors are bfloat16 on the CPU.
+    """The compiled functions on torch tensors, all of them on the CPU.
 
     Args:
         library: The loaded shared library.
@@ -45,79 +105,70 @@ class NativeKernels:
 
     def __init__(self, library: ctypes.CDLL, version: str) -> None:
         self.version = version
-        library.flowprefill_packed_size.restype = ctypes.c_int64
-        self._library = library
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, f"flowprefill_{name}")
+            function.argtypes = [_C_TYPES[letter] for letter in signature]
+            function.restype = None
+            setattr(self, f"_{name}", function)
 
-    def pack_kv(
-        self, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gather one sequence from the paged cache into the layout of ``attend``.
-
-        Args:
-            key_cache: ``[num_slots, num_kv_heads, dim]``, contiguous within a slot.
-            value_cache: Same shape.
-            slots: ``[num_keys]`` slot of each position; any integer type.
-
-        Returns:
-            Packed keys and packed values, opaque.
-        """
-        slots = slots.to(torch.int64).contiguous()
-        num_keys, (_, num_kv_heads, dim) = slots.shape[0], key_cache.shape
-        size = self._library.flowprefill_packed_size(
-            *map(ctypes.c_int64, (num_keys, num_kv_heads, dim))
-        )
-        keys, values = (
-            torch.empty(size, dtype=torch.bfloat16),
-            torch.empty(size, dtype=torch.bfloat16),
-        )
-        self._library.flowprefill_pack_kv(
-            _pointer(key_cache),
-            _pointer(value_cache),
-            _pointer(slots),
-            *map(ctypes.c_int64, (num_keys, num_kv_heads, dim)),
-            ctypes.c_int64(key_cache.stride(0)),
-            ctypes.c_int64(value_cache.stride(0)),
-            _pointer(keys),
-            _pointer(values),
-        )
-        return keys, values
-
-    def attend(
+    def prefill_attention(
         self,
         query: torch.Tensor,
-        packed: tuple[torch.Tensor, torch.Tensor],
+        cache: PagedKv,
+        pieces: torch.Tensor,
         output: torch.Tensor,
         *,
-        num_kv_heads: int,
-        first_position: int,
-        num_keys: int,
         scale: float,
         window_size: int | None = None,
     ) -> None:
-        """Causal attention of consecutive positions of one sequence over its packed keys.
+        """Causal attention of pieces of sequences over the paged cache, which is read in place.
 
         Args:
-            query: ``[num_queries, num_heads, dim]``, contiguous within a token.
-            packed: From ``pack_kv``.
-            output: Same shape; written in place.
-            num_kv_heads: Divides ``num_heads``.
-            first_position: Position of the first query.
-            num_keys: Positions that were packed.
+            query: ``[num_tokens, num_heads, dim]`` bfloat16 or float32, contiguous in a token.
+            cache: Keys and values of the same dtype and dimension, contiguous in a slot.
+            pieces: ``[num_pieces, 4]`` int64: row of the table, first row of ``query``, number of
+                rows, position of the first.
+            output: Same shape as ``query``; these rows are written in place, never read.
             scale: Factor on the scores.
             window_size: A query sees this many positions before its own; None: all.
         """
-        num_queries, num_heads, dim = query.shape
-        self._library.flowprefill_attend(
-            _pointer(query),
-            ctypes.c_int64(query.stride(0)),
-            _pointer(output),
-            ctypes.c_int64(output.stride(0)),
-            _pointer(packed[0]),
-            _pointer(packed[1]),
-            *map(ctypes.c_int64, (num_heads, num_kv_heads, dim)),
-            *map(ctypes.c_int64, (first_position, num_queries, num_keys)),
-            ctypes.c_float(scale),
-            ctypes.c_int64(-1 if window_size is None else window_size),
+        getattr(self, f"_prefill_{_ATTENTION_NAMES[query.dtype]}")(
+            *_addresses(query, output, cache),
+            pieces.data_ptr(),
+            pieces.shape[0],
+            *_shape(query, cache, scale, window_size),
+        )
+
+    def decode_attention(
+        self,
+        query: torch.Tensor,
+        cache: PagedKv,
+        output: torch.Tensor,
+        *,
+        table_rows: torch.Tensor,
+        num_keys: torch.Tensor,
+        scale: float,
+        window_size: int | None = None,
+    ) -> None:
+        """Attention of the last position of each sequence; long contexts are divided by keys.
+
+        A sequence's result does not depend on the others, to the last bit.
+
+        Args:
+            query: ``[num_sequences, num_heads, dim]``, otherwise as for prefill.
+            cache: As for prefill.
+            output: Same shape as ``query``; written in place.
+            table_rows: ``[num_sequences]`` int64, contiguous: rows of the table.
+            num_keys: ``[num_sequences]`` int64, contiguous: positions, the last one's included.
+            scale: Factor on the scores.
+            window_size: As for prefill.
+        """
+        getattr(self, f"_decode_{_ATTENTION_NAMES[query.dtype]}")(
+            *_addresses(query, output, cache),
+            table_rows.data_ptr(),
+            num_keys.data_ptr(),
+            query.shape[0],
+            *_shape(query, cache, scale, window_size),
         )
 
     def add_rms_norm(
@@ -132,31 +183,30 @@ class NativeKernels:
         """Return ``weight * rms_norm(x + residual)``; the sum replaces ``residual`` in place.
 
         Args:
-            x: ``[num_tokens, width]``, contiguous; width a multiple of 16.
+            x: ``[num_tokens, width]`` bfloat16, contiguous; width a multiple of 16.
             residual: Same shape, or None.
             weight: ``[width]``.
             epsilon: Added to the mean square.
             rounds_first: Round to bfloat16 before multiplying with the weight.
         """
         output = torch.empty_like(x)
-        self._library.flowprefill_add_rms_norm(
-            _pointer(x),
-            None if residual is None else _pointer(residual),
-            _pointer(weight),
-            _pointer(output),
-            ctypes.c_int64(x.shape[0]),
-            ctypes.c_int64(x.shape[1]),
-            ctypes.c_float(epsilon),
-            ctypes.c_int(rounds_first),
+        self._add_rms_norm(  # type: ignore[attr-defined]
+            x.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            weight.data_ptr(),
+            output.data_ptr(),
+            *x.shape,
+            epsilon,
+            rounds_first,
         )
         return output
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``silu(x[:, :width]) * x[:, width:]``; x is contiguous."""
+        """Return ``silu(x[:, :width]) * x[:, width:]``; x is bfloat16, contiguous."""
         num_tokens, width = x.shape[0], x.shape[1] // 2
-        output = torch.empty((num_tokens, width), dtype=x.dtype)
-        self._library.flowprefill_silu_and_mul(
-            _pointer(x), _pointer(output), ctypes.c_int64(num_tokens), ctypes.c_int64(width)
+        output = x.new_empty((num_tokens, width))
+        self._silu_and_mul(  # type: ignore[attr-defined]
+            x.data_ptr(), output.data_ptr(), num_tokens, width
         )
         return output
 
@@ -170,35 +220,55 @@ class NativeKernels:
         """Rotate query and key in place (Neox style, whole head).
 
         Args:
-            positions: ``[num_tokens]`` int64.
-            query: ``[num_tokens, num_heads * dim]``, contiguous within a token.
+            positions: ``[num_tokens]`` int64, contiguous.
+            query: ``[num_tokens, num_heads * dim]`` bfloat16, contiguous within a token.
             key: ``[num_tokens, num_kv_heads * dim]``, likewise.
             cos_sin: ``[max_position, dim]``: cosines, then sines.
         """
         num_tokens, dim = positions.shape[0], cos_sin.shape[1]
-        self._library.flowprefill_rope(
-            _pointer(positions),
-            _pointer(query),
-            ctypes.c_int64(query.stride(0)),
-            ctypes.c_int64(query.shape[1] // dim),
-            _pointer(key),
-            ctypes.c_int64(key.stride(0)),
-            ctypes.c_int64(key.shape[1] // dim),
-            _pointer(cos_sin),
-            ctypes.c_int64(num_tokens),
-            ctypes.c_int64(dim),
+        self._rope(  # type: ignore[attr-defined]
+            positions.data_ptr(),
+            query.data_ptr(),
+            query.stride(0),
+            query.shape[1] // dim,
+            key.data_ptr(),
+            key.stride(0),
+            key.shape[1] // dim,
+            cos_sin.data_ptr(),
+            num_tokens,
+            dim,
         )
 
 
+def can_attend(query: torch.Tensor, cache: PagedKv) -> bool:
+    """Tell whether compiled attention takes these tensors: dtype, layout, head dimension."""
+    num_heads, dim = query.shape[1:]
+    keys, values, table = cache.keys, cache.values, cache.table
+    return (
+        query.dtype == keys.dtype == values.dtype
+        and query.dtype in _ATTENTION_NAMES
+        and query.device.type == "cpu"
+        and dim % DIM_MULTIPLE == 0
+        and values.shape == keys.shape
+        and num_heads <= MAX_GROUP * keys.shape[1]
+        and query.stride()[1:] == keys.stride()[1:] == values.stride()[1:] == (dim, 1)
+        and table.dtype == torch.int32
+        and table.stride(1) == 1
+    )
+
+
 @cache
-def load_native() -> NativeKernels | None:
+def load_native(target_name: str | None = None) -> NativeKernels | None:
     """Return the compiled kernels, building them if needed; None where they cannot be had.
 
     The reason is logged once.
+
+    Args:
+        target_name: One of ``TARGETS``; None: what ``TARGET_VARIABLE`` says, or the best.
     """
     try:
-        _require_features()
-        path = _built_library()
+        target = _choose(target_name or os.environ.get(TARGET_VARIABLE))
+        path = _built_library(target)
         # torch is loaded already: its OpenMP runtime has the soname that the library asks for,
         # so that both share one thread pool.
         library = ctypes.CDLL(str(path))
@@ -210,10 +280,20 @@ def load_native() -> NativeKernels | None:
     return NativeKernels(library, path.stem)
 
 
-def _require_features() -> None:
+def _choose(name: str | None) -> Target:
     """Raise OSError, as loading would, before a processor meets instructions it does not know."""
-    if missing := sorted(_FEATURES - _cpu_features()):
-        raise OSError(f"this processor lacks {', '.join(missing)}")
+    if name == _NO_TARGET:
+        raise OSError(f"{TARGET_VARIABLE} is {_NO_TARGET}")
+    features = _cpu_features()
+    candidates = [target for target in TARGETS if name in (None, "", target.name)]
+    if not candidates:
+        known = ", ".join([*(target.name for target in TARGETS), _NO_TARGET])
+        raise OSError(f"{TARGET_VARIABLE} is {name!r}; known are {known}")
+    for target in candidates:
+        if target.features <= features:
+            return target
+    missing = sorted(candidates[-1].features - features)
+    raise OSError(f"this processor lacks {', '.join(missing)} for {candidates[-1].name}")
 
 
 def _cpu_features() -> frozenset[str]:
@@ -226,18 +306,20 @@ def _cpu_features() -> frozenset[str]:
     return frozenset(next(flags, "").split())
 
 
-def _built_library() -> Path:
+def _built_library(target: Target) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler (g++ or clang++) found")
-    source = _SOURCE.read_bytes()
-    digest = hashlib.sha256(source + repr((_FLAGS, compiler)).encode()).hexdigest()[:16]
-    library = cache_folder() / "kernels" / f"avx512_bf16-{digest}.so"
+    flags = (*_FLAGS, *target.flags)
+    text = b"".join((_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS))
+    digest = hashlib.sha256(text + repr((flags, compiler)).encode()).hexdigest()[:16]
+    library = cache_folder() / "kernels" / f"{target.name}-{digest}.so"
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
         partial = library.with_suffix(f".{os.getpid()}.partial")
+        sources = [str(_FOLDER / name) for name in _SOURCES]
         subprocess.run(  # noqa: S603 (our own source, the user's compiler)
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(partial)],
+            [compiler, *flags, *sources, "-o", str(partial)],
             check=True,
             capture_output=True,
             timeout=_BUILD_TIMEOUT_S,
@@ -246,5 +328,16 @@ def _built_library() -> Path:
     return library
 
 
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _addresses(query: torch.Tensor, output: torch.Tensor, cache: PagedKv) -> list[int]:
+    arguments: list[int] = []
+    for tensor in (query, output, cache.keys, cache.values, cache.table):
+        arguments += (tensor.data_ptr(), tensor.stride(0))
+    return arguments
+
+
+def _shape(
+    query: torch.Tensor, cache: PagedKv, scale: float, window_size: int | None
+) -> tuple[int, int, int, float, int]:
+    _, num_heads, dim = query.shape
+    window = -1 if window_size is None else window_size
+    return num_heads, cache.keys.shape[1], dim, scale, window

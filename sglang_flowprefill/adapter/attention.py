@@ -1,23 +1,42 @@
-"""SGLang's CPU attention backend with prefill attention cut into tiles.
+"""SGLang's CPU attention backend, compiled, with prefill attention cut into tiles.
 
 Registered under SGLang's own name ``torch_native``, because SGLang keys its host-side choices on
 that name (no CUDA graphs, no Triton allocation kernels; ``arg_groups/attention_hook.py``,
 ``mem_cache/allocation.py``). Stock SGLang, without FlowPrefill enabled, keeps its own.
+
+What every layer of a forward pass needs alike, the plan, is made in the first layer and kept where
+SGLang keeps such things (``forward_metadata``), so that it follows a suspended forward pass.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
-from sglang_flowprefill.kernels.cpu.prefill_attention import prefill_attention
+from sglang_flowprefill.kernels.cpu.native import PagedKv, can_attend, load_native
+from sglang_flowprefill.kernels.cpu.prefill_attention import (
+    NewTokens,
+    PrefillPlan,
+    plan_prefill,
+    prefill_attention,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodePlan:
+    """One row of each sequence: ``[num_sequences]`` int64 each."""
+
+    table_rows: torch.Tensor
+    num_keys: torch.Tensor
 
 
 class TiledTorchNativeBackend(TorchNativeAttnBackend):
-    """Tiled prefill attention; decode as in SGLang.
+    """Tiled prefill attention, batched decode attention.
 
     Attributes:
         reach: Checkpoint called between tiles; a no-op until the model runner extension sets it.
@@ -30,6 +49,11 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
     def limit_tiles(self, max_pairs: float) -> None:
         """Cut attention over more than this many query-key pairs (of one head) into tiles."""
         self.max_tile_pairs = max_pairs
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Forget the plan of the forward pass before."""
+        super().init_forward_metadata(forward_batch)
+        self.forward_metadata = None
 
     def _run_sdpa_forward_extend(  # noqa: PLR0917 (upstream's signature)
         self,
@@ -52,7 +76,7 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
     ) -> torch.Tensor:
         """Override of the extend attention; shapes as upstream: ``[num_tokens, heads, dim]``.
 
-        A checkpoint between tiles and between sequences.
+        A checkpoint between tiles.
         """
         if encoder_lens is not None or is_cross_attn or not causal:
             return super()._run_sdpa_forward_extend(
@@ -72,27 +96,70 @@ class TiledTorchNativeBackend(TorchNativeAttnBackend):
                 sliding_window_size=sliding_window_size,
                 **kwargs,
             )
-        reach = _no_boundary if math.isinf(self.max_tile_pairs) else self.reach
-        start = 0
-        rows = zip(
-            req_pool_indices.tolist(), seq_lens.tolist(), extend_seq_lens.tolist(), strict=True
+        if not isinstance(self.forward_metadata, PrefillPlan):
+            lengths = (tensor.tolist() for tensor in (req_pool_indices, extend_seq_lens, seq_lens))
+            sequences = [*starmap(NewTokens, zip(*lengths, strict=True))]
+            self.forward_metadata = plan_prefill(sequences, self.max_tile_pairs)
+        prefill_attention(
+            query,
+            PagedKv(k_cache, v_cache, req_to_token),
+            self.forward_metadata,
+            output,
+            scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+            sliding_window_size=sliding_window_size,
+            reach=_no_boundary if math.isinf(self.max_tile_pairs) else self.reach,
         )
-        for row, num_keys, num_queries in rows:
-            if start:
-                reach()
-            stop = start + num_queries
-            prefill_attention(
-                query[start:stop],
+        return output
+
+    def _run_sdpa_forward_decode(  # noqa: PLR0917 (upstream's signature)
+        self,
+        query: torch.Tensor,
+        output: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        req_to_token: torch.Tensor,
+        req_pool_indices: torch.Tensor,
+        seq_lens: torch.Tensor,
+        encoder_lens: torch.Tensor | None = None,
+        *,
+        is_cross_attn: bool = False,
+        scaling: float | None = None,
+        sliding_window_size: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Override of the decode attention; shapes as upstream: ``[num_sequences, heads, dim]``."""
+        is_plain = encoder_lens is None and not is_cross_attn
+        cache = PagedKv(k_cache, v_cache, req_to_token)
+        is_taken = is_plain and can_attend(query, cache)
+        native = load_native() if is_taken else None
+        if native is None:
+            return super()._run_sdpa_forward_decode(
+                query,
+                output,
                 k_cache,
                 v_cache,
-                req_to_token[row, :num_keys],
-                output[start:stop],
-                scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+                req_to_token,
+                req_pool_indices,
+                seq_lens,
+                encoder_lens,
+                is_cross_attn=is_cross_attn,
+                scaling=scaling,
                 sliding_window_size=sliding_window_size,
-                reach=reach,
-                max_tile_pairs=self.max_tile_pairs,
+                **kwargs,
             )
-            start = stop
+        if not isinstance(self.forward_metadata, _DecodePlan):
+            self.forward_metadata = _DecodePlan(
+                *(t.to(torch.int64).contiguous() for t in (req_pool_indices, seq_lens))
+            )
+        native.decode_attention(
+            query,
+            cache,
+            output,
+            table_rows=self.forward_metadata.table_rows,
+            num_keys=self.forward_metadata.num_keys,
+            scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+            window_size=sliding_window_size,
+        )
         return output
 
 

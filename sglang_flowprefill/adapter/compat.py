@@ -198,6 +198,18 @@ UPSTREAM = (
         ("self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices"),
     ),
     UpstreamSymbol(
+        "layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_decode",
+        "attention.py",
+        "compiled on the CPU",
+        ("self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices"),
+    ),
+    UpstreamSymbol(
+        "layers.attention.torch_native_backend.TorchNativeAttnBackend.init_forward_metadata",
+        "attention.py",
+        "starts a plan for each forward pass",
+        ("self", "forward_batch"),
+    ),
+    UpstreamSymbol(
         "layers.layernorm.RMSNorm.forward_native",
         "cpu_ops.py",
         "compiled on the CPU",
@@ -243,6 +255,9 @@ UPSTREAM = (
     UpstreamSymbol("server_args.ServerArgs.add_cli_args", "plugin.py", "our flags", ("parser",)),
     UpstreamSymbol("server_args.ServerArgs.from_cli_args", "plugin.py", "our flags", ("args",)),
     UpstreamSymbol("server_args.ServerArgs.resolve_once", "plugin.py", "settings", ("self",)),
+    UpstreamSymbol(
+        "arg_groups.choices.ATTENTION_BACKEND_CHOICES", "flags.py", "flowprefill_cpu, an alias"
+    ),
     UpstreamSymbol("server_args.prepare_server_args", "launch.py", "command line", ("argv",)),
     UpstreamSymbol("plugins.load_plugins", "launch.py", "plugin in every process", ()),
     UpstreamSymbol("plugins.hook_registry.HookRegistry", "plugin.py", "hooks"),

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
+from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
+
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
@@ -19,10 +21,19 @@ from sglang_flowprefill.errors import FlowPrefillError
 
 _ATTRIBUTE = "_flowprefill"
 _DEST_PREFIX = "flowprefill_"
+_ATTENTION_ALIAS = "flowprefill_cpu"
+_ATTENTION_BACKEND = "torch_native"  # under which ours is registered; attention.py says why
+_ATTENTION_SETTINGS = (
+    "attention_backend",
+    "prefill_attention_backend",
+    "decode_attention_backend",
+)
 
 
 def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     """Add the flags (AFTER hook of ``ServerArgs.add_cli_args``)."""
+    if _ATTENTION_ALIAS not in ATTENTION_BACKEND_CHOICES:
+        ATTENTION_BACKEND_CHOICES.append(_ATTENTION_ALIAS)  # the list that the parser looks up
     group = parser.add_argument_group("FlowPrefill")
     for spec in fields(FlowPrefillConfig):
         default = "" if spec.default is None else f" Default: {spec.default}."
@@ -75,12 +86,19 @@ def prepare_settings(record: Any) -> None:
     with _usage_errors():
         if not hasattr(record, _ATTRIBUTE):
             setattr(record, _ATTRIBUTE, FlowPrefillConfig.from_environment())
+        _resolve_attention_alias(record)
         require_supported_settings(record)
         slo_classes_of(record)
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
     if record.cuda_graph_backend_prefill is None:
         record.cuda_graph_backend_prefill = "disabled"  # replayed graphs have no boundaries
+
+
+def _resolve_attention_alias(record: Any) -> None:
+    for name in _ATTENTION_SETTINGS:
+        if getattr(record, name) == _ATTENTION_ALIAS:
+            setattr(record, name, _ATTENTION_BACKEND)
 
 
 def slo_classes_of(record: Any) -> SloClasses:

@@ -117,3 +117,21 @@ def test_filtered_out_plugin_is_an_error_not_a_stock_server():
     """If SGLANG_PLUGINS keeps our plugin out, the launcher refuses to serve."""
     result = run_python(LAUNCH, '[""]', SGLANG_PLUGINS="something-else")
     assert "flowprefill: error: SGLANG_PLUGINS" in result.stdout
+
+
+ALIAS = """
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+from sglang_flowprefill.adapter import flags
+flags.require_supported_settings = lambda record: None
+args = prepare_server_args(["--model-path", "nowhere", "--attention-backend", "flowprefill_cpu"])
+flags.prepare_settings(args)
+print("backend", args.attention_backend)
+"""
+
+
+def test_our_attention_backend_has_a_name_of_its_own():
+    """``flowprefill_cpu`` is accepted, and is the backend registered as ``torch_native``."""
+    result = run_python(ALIAS, SGLANG_FLOWPREFILL="1", SGLANG_USE_CPU_ENGINE="1")
+    assert "backend torch_native" in result.stdout, result.stderr
