@@ -38,9 +38,9 @@ def settings_page() -> str:
             *rows,
             "",
             "`SGLANG_FLOWPREFILL=1` switches the installed plugin on for any SGLang entry point;",
-            "the launcher sets it. `SGLANG_FLOWPREFILL=kernels` brings in our CPU kernels and nothing",
-            "else: SGLang's own scheduler runs. `SGLANG_FLOWPREFILL_CACHE` is the folder of the embedded",
-            "model, measured profiles and compiled kernels (default",
+            "the launcher sets it. `SGLANG_FLOWPREFILL=kernels` brings in our CPU kernels and",
+            "nothing else: SGLang's own scheduler runs. `SGLANG_FLOWPREFILL_CACHE` is the folder",
+            "of the embedded model, measured profiles and compiled kernels (default",
             "`~/.cache/sglang-flowprefill`).",
             "",
         ]

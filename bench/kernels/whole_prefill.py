@@ -1,6 +1,5 @@
 """Whole prefills on a real server: what share of the GEMM rate they reach, where the rest goes."""
 
-import asyncio
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +7,16 @@ from pathlib import Path
 
 from sglang_flowprefill.kernels.cpu.native import NativeKernels
 
-from bench.client import encode_request, http_session, timed_generate
-from bench.errors import BenchError
+from bench.client import http_session
+from bench.engines.engine import ServerOptions
+from bench.idle import prefill_timing
 from bench.kernels.cases import linear_cases, prefill_case, row_wise_cases
 from bench.kernels.model_shape import ModelShape
 from bench.kernels.roofline import Roof, fastest
 from bench.prompts import UniquePrompts
-from bench.servers import ServerOptions, running_server
+from bench.servers import running_server
 
 _SEED = 5
-_LIMIT_S = 600.0
 _TILE_ROWS = 512  # about what a row tile has: products of more rows are no faster
 
 
@@ -47,7 +46,7 @@ async def measure_prefills(
     """Return times to first token by length, from one server, one prompt at a time.
 
     Raises:
-        BenchError: A request failed.
+        ServerError: A request failed.
     """
     prompts = UniquePrompts(_SEED)
     times: dict[int, list[float]] = {n: [] for n in lengths}
@@ -57,12 +56,9 @@ async def measure_prefills(
     ):
         for _ in range(repeats):
             for num_tokens in lengths:
-                request = encode_request(prompts.draw(num_tokens), 1)
-                timing = await timed_generate(session, server.url, request, _LIMIT_S)
-                if timing.ttft_s is None:
-                    raise BenchError(f"a prompt of {num_tokens} tokens failed: {timing.error}")
+                prompt = prompts.draw(num_tokens)
+                timing = await prefill_timing(session, server.endpoint, prompt)
                 times[num_tokens].append(timing.ttft_s)
-                await asyncio.sleep(0)
     return times
 
 

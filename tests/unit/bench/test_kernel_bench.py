@@ -20,16 +20,16 @@ from bench.kernels.report import (
 from bench.kernels.roofline import Measurement, Roof, fastest
 from bench.kernels.whole_prefill import WholePrefill
 
-TINY = ModelShape(2, 64, 4, 2, 16, 96, 256)
+TINY = ModelShape(2, 64, 4, 2, 32, 96, 256)
 ROOF = Roof(flops_per_s=1e11, bytes_per_s=1e10)
 
 
 def test_operations_are_those_counted_by_hand():
     """Two tokens of attention see three pairs; products count two operations a weight."""
-    assert TINY.attention_flops(2, 2) == 4 * 3 * 4 * 16
-    assert TINY.attention_flops(1, 5) == 4 * 5 * 4 * 16
-    products = 64 * 128 + 64 * 64 + 64 * 192 + 96 * 64
-    assert TINY.prefill_flops(2) == 2 * (2 * products * 2 + 4 * 3 * 64) + 2 * 64 * 256
+    assert TINY.attention_flops(2, 2) == 4 * 3 * 4 * 32
+    assert TINY.attention_flops(1, 5) == 4 * 5 * 4 * 32
+    products = 64 * 256 + 128 * 64 + 64 * 192 + 96 * 64
+    assert TINY.prefill_flops(2) == 2 * (2 * products * 2 + 4 * 3 * 128) + 2 * 64 * 256
 
 
 def test_sizes_come_from_the_models_configuration(tmp_path):
