@@ -52,7 +52,8 @@ void flowprefill_add_rms_norm(const bf16* x, bf16* residual, const bf16* weight,
 
 // x [rows, 2 * width] -> out [rows, width] = silu(first half) * second half.
 void flowprefill_silu_and_mul(const bf16* x, bf16* out, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static) if (rows * width > kWorthThreads)
+  // An element costs some four times as much as one of a norm.
+#pragma omp parallel for schedule(static) if (rows * width > kWorthThreads / 4)
   for (int64_t row = 0; row < rows; ++row) {
     const bf16* gate = x + row * 2 * width;
     for (int64_t i = 0; i < width; i += kLanes) {
