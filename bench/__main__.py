@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.agreement import add_agreement_arguments, run_agreement
 from bench.arguments import (
     add_replay_arguments,
     add_server_arguments,
@@ -91,6 +92,12 @@ def _commands() -> dict[str, _Command]:
             run_prediction,
             (add_prediction_arguments, add_server_arguments),
             results / "prediction",
+        ),
+        "agreement": _Command(
+            "whether systems give the same greedy answers, and whether a tie explains it if not",
+            run_agreement,
+            (add_agreement_arguments, add_server_arguments),
+            results / "agreement",
         ),
         "blocking": _Command(
             "how long the running prefill makes others wait; cost of preemption",
