@@ -1,9 +1,9 @@
 """``agreement``: do two systems give the same greedy answers?
 
 The same prompts go to each, one at a time, so that nothing is batched differently. Where answers
-part, the first token that differs is looked at: how much more likely, in each system's own eyes, was
-its choice than the other's? Rounding decides between tokens that are about as likely; a gap beyond
-it is a fault of somebody's arithmetic. Systems are SGLang's, with or without FlowPrefill.
+part, the first token that differs is looked at: how much more likely, in each system's own eyes,
+was its choice than the other's? Rounding decides between tokens that are about as likely; a gap
+beyond it is a fault of somebody's arithmetic. Systems are SGLang's, with or without FlowPrefill.
 """
 
 import argparse
