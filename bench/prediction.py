@@ -34,6 +34,7 @@ from bench.servers import running_server
 mpl.use("Agg")  # before pyplot: machines that measure have no display
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 _SYSTEM = "flowprefill"
 _LIMIT_S = 600.0
@@ -234,6 +235,7 @@ def draw_prediction(title: str, found: Sequence[Prediction], path: Path) -> None
         axis.plot(*zip(*points, strict=True), ".", label=name)
     axis.set(xlabel="prefill", ylabel="predicted / actual", yscale="log", title=title)
     axis.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
