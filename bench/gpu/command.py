@@ -12,20 +12,25 @@ import torch
 from bench.blocking.waits import summarise_waits
 from bench.errors import UsageError
 from bench.gpu.blocking import blocking_waits_s, forward_s, uncut_forward_s
+from bench.gpu.cuts import Cut
 from bench.gpu.device import GPU
 from bench.gpu.fused import FUSED_OPS
 from bench.gpu.llama import LLAMA_8B_LAYER, Llama, random_llama
 from bench.gpu.options import GpuOptions, gpu_options
+from bench.gpu.rates import measure_ceilings
 from bench.gpu.report import CutResult, GpuReport, LengthResult
-from bench.gpu.roofline import measure_ceilings, measure_kernels
+from bench.gpu.roofline import measure_kernels
 from bench.gpu.small_costs import measure_doorbell_stops, measure_small_costs
-from bench.gpu.victim import CUTS, Costs, Cut, Victim
+from bench.gpu.tile_shapes import measure_tile_shapes
+from bench.gpu.tile_sizes import measure_tile_sizes
+from bench.gpu.victim import Costs, Victim
 from bench.report import new_folder, result_console
 
 _KERNEL_ROWS = 8192
 _STOPPED_ROWS = 16_384
 _LONG_TOKENS = 8192
 _LONG_FACTOR = 3.0  # above that, arrivals are further apart
+_CUTS_PER_UNCUT = 4
 
 Note = Callable[[str], None]
 
@@ -56,7 +61,14 @@ def measure(options: GpuOptions) -> None:
     report.small_costs = measure_small_costs()
     note("ceilings and kernels")
     report.ceilings = measure_ceilings()
-    report.kernels = measure_kernels(shape, _KERNEL_ROWS, report.ceilings)
+    report.rates["Kernels"] = measure_kernels(shape, _KERNEL_ROWS, report.ceilings)
+    report.write()
+    note("shapes and sizes of tiles")
+    report.rates["Tile shapes of doorbell_gemm"] = measure_tile_shapes(
+        shape, _KERNEL_ROWS, report.ceilings
+    )
+    report.rates["Tiles of a long prompt"] = measure_tile_sizes(shape, report.ceilings)
+    report.write()
     note("doorbell")
     report.doorbell_stops = measure_doorbell_stops(shape, _STOPPED_ROWS, options.seed)
     report.write()
@@ -81,10 +93,10 @@ def _measure_length(model: Llama, num_tokens: int, options: GpuOptions, note: No
         victim.run_uncut()  # libraries load, the allocator fills up
     costs = victim.measure_costs()
     note(f"{num_tokens} tokens: undisturbed")
-    uncut_s, forwards_s, num_boundaries = _take_turns(victim, costs, options.num_rounds)
+    uncut_s, forwards_s, num_boundaries = _take_turns(victim, costs, options)
     note(f"{num_tokens} tokens: arrivals")
     cuts = {}
-    for cut in CUTS:
+    for cut in options.cuts:
         waits_s = _waits_s(victim, cut, costs, median(uncut_s), options)
         summary = summarise_waits(waits_s)
         assert summary is not None, "at least one arrival waited"
@@ -93,21 +105,28 @@ def _measure_length(model: Llama, num_tokens: int, options: GpuOptions, note: No
 
 
 def _take_turns(
-    victim: Victim, costs: Costs, num_rounds: int
+    victim: Victim, costs: Costs, options: GpuOptions
 ) -> tuple[list[float], dict[str, list[float]], dict[str, int]]:
-    """Time undisturbed passes, all cuts once a round, so that drift hits all alike."""
+    """Time undisturbed passes: all cuts once a round in random order, uncut ones in between.
+
+    A GPU near its power limit is the faster the less the pass before asked of it: a fixed order
+    would give some cuts an advantage.
+    """
+    rng = random.Random(options.seed)
     uncut_s: list[float] = []
-    forwards_s: dict[str, list[float]] = {cut.name: [] for cut in CUTS}
+    forwards_s: dict[str, list[float]] = {cut.name: [] for cut in options.cuts}
     num_boundaries = {}
-    for round_ in range(num_rounds + 1):
-        uncut = uncut_forward_s(victim)
-        if round_:  # the first warms up
-            uncut_s.append(uncut)
-        for cut in CUTS:
+    for round_ in range(options.num_rounds + 1):
+        uncut_of_round_s = []
+        for index, cut in enumerate(rng.sample(options.cuts, len(options.cuts))):
+            if index % _CUTS_PER_UNCUT == 0:
+                uncut_of_round_s.append(uncut_forward_s(victim))
             with victim.cut(cut, costs) as begin:
                 seconds, num_boundaries[cut.name] = forward_s(victim, begin)
-            if round_:
+            if round_:  # the first warms up
                 forwards_s[cut.name].append(seconds)
+        if round_:
+            uncut_s.append(median(uncut_of_round_s))
     return uncut_s, forwards_s, num_boundaries
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 EPSILON = 1e-5
 _ROPE_BASE = 500_000.0
-_QUERY_TILE_MULTIPLE = 128
+QUERY_TILE_MULTIPLE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,7 @@ class Attention(nn.Module):
 
     Attributes:
         max_tile_pairs: Query-key pairs above which it runs in tiles.
+        query_multiple: Tiles are multiples of so many queries.
         reach: Called between two tiles.
     """
 
@@ -95,6 +96,7 @@ class Attention(nn.Module):
         super().__init__()
         self._shape = shape
         self.max_tile_pairs = math.inf
+        self.query_multiple = QUERY_TILE_MULTIPLE
         self.reach: Callable[[], None] = lambda: None
 
     def forward(self, qkv: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -105,7 +107,7 @@ class Attention(nn.Module):
             [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], dim=1
         )
         queries, keys = rotate(queries, *rope), rotate(keys, *rope)
-        stops = query_tile_stops(num_tokens, self.max_tile_pairs)
+        stops = query_tile_stops(num_tokens, self.max_tile_pairs, self.query_multiple)
         if len(stops) == 1:
             return causal_attention(queries, keys, values).flatten(1)
         output = torch.empty_like(queries)
@@ -229,7 +231,9 @@ def causal_attention(
     return result[0].movedim(0, 1)
 
 
-def query_tile_stops(num_tokens: int, max_pairs: float) -> list[int]:
+def query_tile_stops(
+    num_tokens: int, max_pairs: float, multiple: int = QUERY_TILE_MULTIPLE
+) -> list[int]:
     """Divide the queries of a causal attention into tiles of about equally many pairs.
 
     >>> query_tile_stops(1024, 1e9)
@@ -241,5 +245,5 @@ def query_tile_stops(num_tokens: int, max_pairs: float) -> list[int]:
     stops = {num_tokens}
     for i in range(1, num_tiles):
         exact = num_tokens * math.sqrt(i / num_tiles)
-        stops.add(max(round(exact / _QUERY_TILE_MULTIPLE), 1) * _QUERY_TILE_MULTIPLE)
+        stops.add(max(round(exact / multiple), 1) * multiple)
     return sorted(stop for stop in stops if stop <= num_tokens)

@@ -15,7 +15,7 @@ from bench.gpu.options import GpuOptions
 from bench.report import result_head, write_json
 
 if TYPE_CHECKING:
-    from bench.gpu.roofline import Ceilings, KernelRate
+    from bench.gpu.rates import Ceilings, Rate
     from bench.gpu.small_costs import DoorbellStop, SmallCosts
 
 
@@ -42,7 +42,7 @@ class LengthResult:
 
     Attributes:
         num_tokens: The length.
-        uncut_s: Forward passes without boundaries and cursor, one a round.
+        uncut_s: Forward passes without boundaries and cursor, the median of each round's.
         seconds_per_row: What operators were measured to take, by family.
         seconds_per_pair: Attention, per query-key pair.
         cuts: By name.
@@ -69,7 +69,7 @@ class GpuReport:
         shape: Of the model.
         folder: Where results go.
         ceilings: What the machine can do.
-        kernels: How near kernels come to it.
+        rates: How near calls come to it, by the title of their table.
         small_costs: Events, boundaries, switches.
         doorbell_stops: Single stops.
         lengths: Blocking and tax.
@@ -79,7 +79,7 @@ class GpuReport:
     shape: dict[str, int]
     folder: Path
     ceilings: "Ceilings | None" = None
-    kernels: "list[KernelRate]" = field(default_factory=list)
+    rates: "dict[str, list[Rate]]" = field(default_factory=dict)
     small_costs: "SmallCosts | None" = None
     doorbell_stops: "list[DoorbellStop]" = field(default_factory=list)
     lengths: list[LengthResult] = field(default_factory=list)
@@ -102,7 +102,9 @@ class GpuReport:
             "shape": self.shape,
             "small_costs": self.small_costs and asdict(self.small_costs),
             "ceilings": self.ceilings and asdict(self.ceilings),
-            "kernels": [asdict(rate) for rate in self.kernels],
+            "rates": {
+                title: [asdict(rate) for rate in rates] for title, rates in self.rates.items()
+            },
             "doorbell_stops": [asdict(stop) for stop in self.doorbell_stops],
             "lengths": [
                 asdict(length) | {"tax": {name: length.tax(name) for name in length.cuts}}
@@ -119,7 +121,12 @@ class GpuReport:
         if self.small_costs is not None:
             console.print(_small_costs_table(self.small_costs))
         if self.ceilings is not None:
-            console.print(_kernels_table(self.ceilings, self.kernels))
+            console.print(
+                f"ceilings measured here: {self.ceilings.flops_per_s / 1e12:.0f} TFLOP/s bf16, "
+                f"{self.ceilings.bytes_per_s / 1e9:.0f} GB/s"
+            )
+        for title, rates in self.rates.items():
+            console.print(_rates_table(title, rates))
         _print_stops(self.doorbell_stops, console)
         for length in sorted(self.lengths, key=lambda length: length.num_tokens):
             console.print(_length_table(length))
@@ -146,15 +153,12 @@ def _small_costs_table(costs: "SmallCosts") -> Table:
     return table
 
 
-def _kernels_table(ceilings: "Ceilings", kernels: "list[KernelRate]") -> Table:
-    table = Table(
-        title=f"Kernels; ceilings measured here: {ceilings.flops_per_s / 1e12:.0f} TFLOP/s bf16, "
-        f"{ceilings.bytes_per_s / 1e9:.0f} GB/s"
-    )
-    table.add_column("kernel")
+def _rates_table(title: str, rates: "list[Rate]") -> Table:
+    table = Table(title=title)
+    table.add_column("call")
     for heading in ("ms", "achieved", "of ceiling"):
         table.add_column(heading, justify="right")
-    for rate in kernels:
+    for rate in rates:
         unit = "TFLOP/s" if rate.ceiling == "flops" else "GB/s"
         scale = 1e12 if rate.ceiling == "flops" else 1e9
         table.add_row(

@@ -16,7 +16,8 @@ from sglang_flowprefill.kernels.triton.doorbell import Doorbell
 from sglang_flowprefill.kernels.triton.doorbell_gemm import DoorbellGemm
 from torch import nn
 
-from bench.gpu.llama import Attention, Llama, Mlp, Norm
+from bench.gpu.cuts import Cut
+from bench.gpu.llama import QUERY_TILE_MULTIPLE, Attention, Llama, Mlp, Norm
 from sglang_flowprefill.executor import (
     Checkpoint,
     Cursor,
@@ -30,41 +31,6 @@ from sglang_flowprefill.executor import (
 from sglang_flowprefill.executor.devices import CudaDevice
 
 OPERATOR_TYPES = {Norm: "norm", nn.Linear: "linear", Attention: "attention"}
-_LAYER_STARTS = (".input_layernorm",)
-_HALF_LAYER_STARTS = (".input_layernorm", ".post_attention_layernorm")
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """One way of making a prefill preemptible.
-
-    Attributes:
-        name: For tables and pictures.
-        starts: Boundaries lie before operators whose names end so; empty text: before all.
-        run_ahead: Operators in flight at most; None: the host launches as far as it comes.
-        max_operator_ms: Longer operators are cut; None: they stay whole.
-        has_doorbell: Linear layers are cut by the doorbell instead of row tiles.
-    """
-
-    name: str
-    starts: tuple[str, ...] = ("",)
-    run_ahead: int | None = 3
-    max_operator_ms: float | None = None
-    has_doorbell: bool = False
-
-
-WHOLE = Cut("whole", starts=(), run_ahead=None)
-CUTS = (
-    WHOLE,
-    Cut("layer, waiting at each", _LAYER_STARTS, run_ahead=1),
-    Cut("half layer, waiting at each", _HALF_LAYER_STARTS, run_ahead=1),
-    Cut("operator, no bound", run_ahead=None),
-    *(Cut(f"operator, k={k}", run_ahead=k) for k in (1, 2, 3, 5, 8)),
-    Cut("tiles of 2 ms, k=3", max_operator_ms=2.0),
-    Cut("tiles of 1 ms, k=3", max_operator_ms=1.0),
-    Cut("tiles of 1 ms, k=2", run_ahead=2, max_operator_ms=1.0),
-    Cut("doorbell above 1 ms, k=2", run_ahead=2, max_operator_ms=1.0, has_doorbell=True),
-)
 
 
 class _NoState:
@@ -129,6 +95,7 @@ class Victim:
                 del module.forward  # the class's own comes back
             for attention in self._attentions():
                 attention.max_tile_pairs = math.inf
+                attention.query_multiple = QUERY_TILE_MULTIPLE
 
     def measure_costs(self) -> Costs:
         """Return what operators cost per row, and attention per query-key pair."""
@@ -158,15 +125,19 @@ class Victim:
         if cut.max_operator_ms is None:
             return []
         max_s = cut.max_operator_ms / 1000
+        if "attention" in cut.tiled:
+            for attention in self._attentions():
+                attention.max_tile_pairs = max_s / costs.seconds_per_pair
+                attention.query_multiple = cut.query_multiple
+                attention.reach = lambda: checkpoint.reach("attention tile")
+        if "rows" not in cut.tiled:
+            return []
         tiling = RowTiling(checkpoint.reach, lambda: checkpoint.cursor is not None)
         if cut.has_doorbell:
             originals = _add_linears(tiling, operators, checkpoint, self._doorbell)
         else:
             originals = _add_all(tiling, self._model, operators)
         tiling.limit(costs.seconds_per_row, max_s)
-        for attention in self._attentions():
-            attention.max_tile_pairs = max_s / costs.seconds_per_pair
-            attention.reach = lambda: checkpoint.reach("attention tile")
         return originals
 
 

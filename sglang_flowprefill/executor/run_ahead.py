@@ -22,6 +22,7 @@ from collections.abc import Callable
 from sglang_flowprefill.executor.devices import Device, Mark
 
 _POLL_INTERVAL_S = 20e-6  # Linux adds its timer slack, 50 us
+_WATCH_INTERVAL_S = 0.0  # nothing is in flight behind: the device idles until the host looks
 
 
 class RunAhead:
@@ -113,7 +114,7 @@ class RunAhead:
         while not self._has_at_most(0):
             if should_yield():
                 return True
-            self._marks[0].wait(_POLL_INTERVAL_S)
+            self._marks[0].wait(_WATCH_INTERVAL_S)
         return False
 
     def drain(self) -> None:

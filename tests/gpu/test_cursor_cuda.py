@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from bench.gpu.cuts import Cut
 from bench.gpu.fused import FUSED_OPS
 from bench.gpu.llama import RowOps, Shape, causal_attention, random_llama
-from bench.gpu.victim import Costs, Cut, Victim
+from bench.gpu.victim import Costs, Victim
 
 pytestmark = pytest.mark.gpu
 

@@ -10,6 +10,8 @@ import torch
 from sglang_flowprefill.kernels.triton.doorbell import Doorbell
 from sglang_flowprefill.kernels.triton.doorbell_gemm import DoorbellGemm
 
+from bench.gpu.tile_shapes import TILE_SHAPES
+
 pytestmark = pytest.mark.gpu
 
 NUM_ROWS, N, K = 32_768, 28_672, 4096  # some 10 ms on an H100
@@ -48,11 +50,6 @@ def gemm(operands, doorbell):
     return gemm
 
 
-def num_programs():
-    """Return how many programs run at once."""
-    return torch.cuda.get_device_properties(0).multi_processor_count
-
-
 def test_the_product_is_right(operands, whole):
     """Some rows against float64, within one rounding and the rounding of sums."""
     x, weight = operands
@@ -66,35 +63,51 @@ def test_the_product_is_right(operands, whole):
         assert error < 4e-3
 
 
-def test_rung_before_the_launch_each_program_does_one_tile(gemm, doorbell, whole):
+def test_rung_before_the_launch_each_program_does_a_tile_or_two(gemm, doorbell, whole):
     """The bell is seen, and progress is made; resumed, the result is bitwise the whole."""
     doorbell.ring()
     gemm.launch()
-    assert gemm.num_tiles_done == num_programs()
+    assert gemm.num_programs <= gemm.num_tiles_done <= 2 * gemm.num_programs
     doorbell.clear()
     gemm.launch()
     assert gemm.is_complete
     assert torch.equal(gemm.output, whole)
 
 
-def test_rung_while_it_runs_at_most_one_more_tile_a_program_begins(gemm, doorbell, whole):
-    """Counted from a moment after the bell; resumed, the result is bitwise the whole."""
-    counted = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+def test_rung_while_it_runs_few_more_tiles_are_done(gemm, doorbell, whole):
+    """The one it is at, one more until all know, one to spare; resumed, bitwise the whole."""
+    counted = torch.zeros_like(gemm._progress, device="cpu", pin_memory=True)
     aside = torch.cuda.Stream()
     gemm.launch()
     time.sleep(RING_AFTER_S)
     doorbell.ring()
     with torch.cuda.stream(aside):
-        counted.copy_(gemm._progress[:1], non_blocking=True)
+        counted.copy_(gemm._progress, non_blocking=True)
     aside.synchronize()
     torch.cuda.current_stream().synchronize()
     doorbell.clear()
     num_done = gemm.num_tiles_done
-    assert num_programs() <= num_done < gemm.num_tiles, "it did not run, or was not stopped"
-    assert num_done <= int(counted[0]) + num_programs()
+    assert gemm.num_programs <= num_done < gemm.num_tiles, "it did not run, or was not stopped"
+    assert num_done <= int(counted[1:].sum()) + 3 * gemm.num_programs
     gemm.launch()
     assert gemm.is_complete
     assert torch.equal(gemm.output, whole)
+
+
+@pytest.mark.parametrize("name", TILE_SHAPES)
+def test_every_tile_shape_that_the_bench_measures_is_right(operands, doorbell, name):
+    """Stopped once and resumed, within one rounding and the rounding of sums."""
+    x, weight = (operand[: 128 * 20 + 8] for operand in operands)
+    gemm = DoorbellGemm(x, weight, doorbell, TILE_SHAPES[name])
+    gemm.output.fill_(float("nan"))
+    doorbell.ring()
+    gemm.launch()
+    torch.cuda.synchronize()
+    doorbell.clear()
+    gemm.launch()
+    assert gemm.is_complete
+    exact = (x.float() @ weight.float().T).double()
+    assert (gemm.output - exact).norm() / exact.norm() < 4e-3
 
 
 def test_stopped_again_and_again_it_is_bitwise_the_whole(gemm, doorbell, whole):
