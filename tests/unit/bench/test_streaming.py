@@ -7,9 +7,16 @@ import pytest
 from fake_sglang import FakeSGLang
 from rich.console import Console
 
+from bench import streaming
 from bench.errors import ServerError
 from bench.streaming import Phase, StreamingOptions, StreamingResult, measure_streaming
 from bench.streaming import print_streaming as print_result
+
+
+@pytest.fixture(autouse=True)
+def _long_prompts_soon(monkeypatch):
+    monkeypatch.setattr(streaming, "_HEAD_START_S", 0.02)
+
 
 OPTIONS = StreamingOptions(
     num_streams=2,
@@ -83,3 +90,22 @@ def test_a_part_without_long_prompts_that_ended_prints_no_number_for_them():
     console = Console(width=100, record=True)
     print_result("title", {"ours": StreamingResult(phase, stalled)}, console)
     assert "nan" in console.export_text()
+
+
+def test_a_server_that_stops_decoding_has_a_gap_up_to_the_end():
+    """What a stream still waits for when the time is over is a gap of at least that length."""
+    num_tokens = 0
+
+    async def before_token():
+        nonlocal num_tokens
+        num_tokens += 1
+        await asyncio.sleep(0.005 if num_tokens < 200 and not has_long else 3600)
+
+    has_long = []
+
+    async def prefill(num_tokens):
+        if num_tokens == 50:
+            has_long.append(True)
+
+    result, _ = measure(prefill=prefill, before_token=before_token)
+    assert max(result.with_long.gaps_s) > 0.2
