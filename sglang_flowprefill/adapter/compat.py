@@ -246,9 +246,9 @@ UPSTREAM = (
         ("lm_head", "quant_method"),
     ),
     UpstreamSymbol(
-        "model_executor.model_runner.ModelRunner.load_model",
+        "model_executor.model_runner.ModelRunner.init_attention_backends",
         "plugin.py",
-        "compiled ops under SGLang's scheduler",
+        "our kernels under SGLang's scheduler",
         ("self",),
     ),
     # Start-up.

@@ -6,7 +6,6 @@ runs (SGLang 0.5.23, ``kernels/fused_op.py``); inputs that a kernel does not tak
 own ``forward_native`` as before.
 """
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +17,6 @@ from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang_flowprefill.kernels.cpu.native import NativeKernels, load_native
 
 _WIDTH_MULTIPLE = 16
-
-logger = logging.getLogger(__name__)
-
-
-def use_compiled_ops_of(_result: None, model_runner: Any) -> None:
-    """Do so for the model that SGLang has just loaded (AFTER hook of ``load_model``)."""
-    if str(model_runner.device) == "cpu":
-        pinned = use_compiled_ops(model_runner.model)
-        logger.info("SGLang's own scheduler with FlowPrefill's CPU kernels (%d ops)", pinned)
 
 
 def use_compiled_ops(model: torch.nn.Module) -> int:

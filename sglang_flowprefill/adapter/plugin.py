@@ -51,15 +51,14 @@ def _register_kernels() -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
 
-    from sglang_flowprefill.adapter.attention import register_tiled_attention  # noqa: PLC0415
-    from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops_of  # noqa: PLC0415
+    from sglang_flowprefill.adapter.kernels_only import KernelsOnly  # noqa: PLC0415
 
-    register_tiled_attention()
-    HookRegistry.register(
-        "sglang.srt.model_executor.model_runner.ModelRunner.load_model",
-        use_compiled_ops_of,
-        HookType.AFTER,
-    )
+    kernels = KernelsOnly()
+    for method, hook in (
+        ("model_executor.model_runner.ModelRunner.init_attention_backends", kernels.on_model_ready),
+        ("managers.scheduler.Scheduler.process_input_requests", kernels.on_messages),
+    ):
+        HookRegistry.register(f"sglang.srt.{method}", hook, HookType.AFTER)
 
 
 def _register_settings() -> None:
