@@ -1,9 +1,9 @@
 """``prefill``: how long does one prompt take on an idle server, by its length?
 
-One server runs at a time, because even idle ones take processor time. Each round starts every
-system once more and asks it for the same prompts; every other round goes backwards through the
-systems, so that a machine that slows down favours nobody. Answers are compared with those of the
-first system in the same round.
+One server runs at a time, so that none takes processor time or memory from another. Each round
+starts every system once more and asks it for the same prompts; every other round goes backwards
+through the systems, so that a machine that slows down favours nobody. Answers are compared with
+those of the first system in the same round.
 """
 
 import argparse
