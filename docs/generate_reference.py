@@ -59,7 +59,7 @@ def compatibility_page() -> str:
         [
             _HEAD,
             "# Compatibility\n",
-            f"SGLang: {versions}. Tested on a CPU with one and two ranks; not measured on a GPU.\n",
+            f"SGLang: {versions}. Tested on a CPU with one and two ranks; not run on a GPU.\n",
             "## Settings of SGLang that are refused\n",
             "| setting | why |",
             "| --- | --- |",
