@@ -9,7 +9,7 @@ beyond it is a fault of somebody's arithmetic. Systems are SGLang's, with or wit
 import argparse
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.arguments import config_of, positive_float, positive_int, server_options
+from bench.arguments import add_option_fields, config_of, options_of, server_options
 from bench.client import http_session
 from bench.engines.engine import Endpoint
 from bench.errors import ServerError
@@ -155,9 +155,7 @@ async def run_agreement(args: argparse.Namespace) -> None:
         BenchError: A system cannot be asked.
     """
     console = result_console()
-    options = AgreementOptions(
-        **{spec.name: getattr(args, spec.name) for spec in fields(AgreementOptions)}
-    )
+    options = options_of(args, AgreementOptions)
     folder = new_folder(args.out)
     answers: dict[str, list[Answer]] = {}
     servers: dict[str, ServerDescription] = {}
@@ -210,9 +208,4 @@ def print_agreement(
 
 def add_agreement_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides which prompts are asked."""
-    defaults = AgreementOptions()
-    group = parser.add_argument_group("prompts")
-    for spec in fields(AgreementOptions):
-        kind = {"seed": int, "tie": positive_float}.get(spec.name, positive_int)
-        default = getattr(defaults, spec.name)
-        group.add_argument("--" + spec.name.replace("_", "-"), type=kind, default=default)
+    add_option_fields(parser, "prompts", AgreementOptions())

@@ -4,14 +4,17 @@ import argparse
 import math
 import shlex
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.engines.engine import ServerOptions
 from bench.provenance import without_folders
 from bench.replay import ReplayOptions
 from bench.systems import SYSTEMS
 from bench.workloads.workload import WorkloadSpec
+
+Options = TypeVar("Options")
 
 
 def positive_float(text: str) -> float:
@@ -61,6 +64,27 @@ def system_flags(text: str) -> tuple[str, tuple[str, ...]]:
     if name not in SYSTEMS:
         raise argparse.ArgumentTypeError(f"unknown system {name!r}; know {','.join(SYSTEMS)}")
     return name, tuple(shlex.split(flags))
+
+
+def add_option_fields(parser: argparse.ArgumentParser, title: str, defaults: Any) -> None:
+    """Add a flag for each field of a dataclass of numbers, with its value as default.
+
+    Numbers are above 0, but for the field ``seed``.
+    """
+    group = parser.add_argument_group(title)
+    for spec in fields(defaults):
+        default = getattr(defaults, spec.name)
+        kind = positive_int if isinstance(default, int) else positive_float
+        group.add_argument(
+            "--" + spec.name.replace("_", "-"),
+            type=int if spec.name == "seed" else kind,
+            default=default,
+        )
+
+
+def options_of(args: argparse.Namespace, kind: type[Options]) -> Options:
+    """Collect what ``add_option_fields`` has added."""
+    return kind(**{spec.name: getattr(args, spec.name) for spec in fields(kind)})
 
 
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from bench.arguments import config_of, positive_int, server_options
+from bench.arguments import add_option_fields, config_of, options_of, server_options
 from bench.client import get_json, http_session, timed_prompt
 from bench.engines.engine import Endpoint
 from bench.progress import progress_bar
@@ -248,9 +248,7 @@ async def run_prediction(args: argparse.Namespace) -> None:
         BenchError: The server cannot be measured.
     """
     console = result_console()
-    options = PredictionOptions(
-        **{spec.name: getattr(args, spec.name) for spec in fields(PredictionOptions)}
-    )
+    options = options_of(args, PredictionOptions)
     folder = new_folder(args.out)
     args.prefix_cache = True
     longest = options.max_tokens + options.document_tokens
@@ -270,11 +268,4 @@ async def run_prediction(args: argparse.Namespace) -> None:
 
 def add_prediction_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides which prompts are sent."""
-    defaults = PredictionOptions()
-    group = parser.add_argument_group("prompts")
-    for spec in fields(PredictionOptions):
-        group.add_argument(
-            "--" + spec.name.replace("_", "-"),
-            type=int if spec.name == "seed" else positive_int,
-            default=getattr(defaults, spec.name),
-        )
+    add_option_fields(parser, "prompts", PredictionOptions())

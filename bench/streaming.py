@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from bench.arguments import config_of, positive_float, positive_int, server_options
+from bench.arguments import add_option_fields, config_of, options_of, server_options
 from bench.client import StreamTiming, http_session, timed_generate
 from bench.engines.engine import Endpoint
 from bench.errors import ServerError
@@ -234,9 +234,7 @@ async def run_streaming(args: argparse.Namespace) -> None:
         BenchError: A system cannot be measured; results of those before it are kept.
     """
     console = result_console()
-    options = StreamingOptions(
-        **{spec.name: getattr(args, spec.name) for spec in fields(StreamingOptions)}
-    )
+    options = options_of(args, StreamingOptions)
     folder = new_folder(args.out)
     shared = server_options(args, _write_classes(folder, options))
     results: dict[str, StreamingResult] = {}
@@ -277,13 +275,4 @@ def _write(
 
 def add_streaming_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides who streams and what comes in between."""
-    defaults = StreamingOptions()
-    group = parser.add_argument_group("streams")
-    for spec in fields(StreamingOptions):
-        default = getattr(defaults, spec.name)
-        kind = positive_int if isinstance(default, int) and spec.name != "seed" else positive_float
-        group.add_argument(
-            "--" + spec.name.replace("_", "-"),
-            type=int if spec.name == "seed" else kind,
-            default=default,
-        )
+    add_option_fields(parser, "streams", StreamingOptions())

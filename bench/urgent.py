@@ -10,14 +10,14 @@ whole prefill (or chunk), so that few fit in at all. How many did is part of the
 import argparse
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import aiohttp
 from rich.console import Console
 from rich.table import Table
 
-from bench.arguments import config_of, positive_float, positive_int, server_options
+from bench.arguments import add_option_fields, config_of, options_of, server_options
 from bench.client import StreamTiming, http_session, timed_prompt
 from bench.engines.engine import Endpoint
 from bench.metrics import percentile
@@ -212,7 +212,7 @@ async def run_urgent(args: argparse.Namespace) -> None:
         BenchError: A system cannot be measured; results of those before it are kept.
     """
     console = result_console()
-    options = urgent_options(args)
+    options = options_of(args, UrgentOptions)
     folder = new_folder(args.out)
     slos_s = urgent_slos_s(options)
     shared = server_options(args, write_slo_classes(folder / "slo-classes.yaml", slos_s))
@@ -238,15 +238,4 @@ async def run_urgent(args: argparse.Namespace) -> None:
 
 def add_urgent_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides which prompts are sent."""
-    defaults = UrgentOptions()
-    group = parser.add_argument_group("head-of-line test")
-    for name in ("long_tokens", "urgent_tokens", "num_urgent", "num_idle", "num_solo"):
-        flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, type=positive_int, default=getattr(defaults, name))
-    group.add_argument("--slo-scale", type=positive_float, default=defaults.slo_scale)
-    group.add_argument("--seed", type=int, default=defaults.seed, help="of the prompts")
-
-
-def urgent_options(args: argparse.Namespace) -> UrgentOptions:
-    """Collect the options of the head-of-line test."""
-    return UrgentOptions(**{spec.name: getattr(args, spec.name) for spec in fields(UrgentOptions)})
+    add_option_fields(parser, "head-of-line test", UrgentOptions())
