@@ -262,3 +262,24 @@ def test_a_tiled_linear_layer_needs_no_more_than_one_tile_on_top():
         peak_bytes(m, x) for m in (nn.Linear(WIDTH, WIDTH), tiled(nn.Linear(WIDTH, WIDTH)))
     )
     assert in_tiles <= whole + 2 * ROWS_MULTIPLE * WIDTH * x.element_size()
+
+
+@pytest.mark.parametrize(("num_rows", "is_active"), [(64, True), (200, False), (200, True)])
+def test_a_stoppable_form_takes_the_place_of_the_tiles(num_rows, is_active):
+    """Only where tiles would have run: not for short calls, nor outside a cursor."""
+    module = nn.Linear(WIDTH, WIDTH)
+    plain = module.forward
+    calls = []
+
+    def stoppable(x):
+        calls.append(x.shape[0])
+        return plain(x)
+
+    reached = []
+    tiling = RowTiling(reached.append, is_active=lambda: is_active)
+    tiling.add(module, "the module", "family", has_boundaries=False, stoppable=stoppable)
+    tiling.limit({"family": 1.0}, float(ROWS_MULTIPLE))
+    x = torch.randn(num_rows, WIDTH)
+    assert torch.equal(module(x), plain(x))
+    assert calls == ([200] if num_rows == 200 and is_active else [])
+    assert reached == []
