@@ -468,7 +468,7 @@ class Simulation:
                 restarted = replace(request, num_restarts=request.num_restarts + 1)
                 if request.request_id not in self.outcomes:
                     self.waiting.append(restarted)
-        self._note(EventKind.ABORT)
+            self._note(EventKind.ABORT)
 
     def _leave(self, request_id: str) -> None:
         """End a request wherever it is. A batch with a live member runs on."""
