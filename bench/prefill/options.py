@@ -1,9 +1,15 @@
 """What ``prefill`` sends, and how the command line says so."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from bench.arguments import add_server_arguments, positive_int, positive_lengths, some_of
+from bench.arguments import (
+    add_server_arguments,
+    options_of,
+    positive_int,
+    positive_lengths,
+    some_of,
+)
 
 PARTS = ("lengths", "extension", "chunks")
 DEFAULT_SYSTEMS = ("flowprefill", "stock", "stock-tuned", "stock-kernel", "vllm")
@@ -115,6 +121,4 @@ _NUMBERS = {
 
 def prefill_options(args: argparse.Namespace) -> PrefillOptions:
     """Collect the options."""
-    return PrefillOptions(
-        **{spec.name: getattr(args, spec.name) for spec in fields(PrefillOptions)}
-    )
+    return options_of(args, PrefillOptions)

@@ -138,7 +138,7 @@ def prefill_profile(
         stored = ranks.agree(lambda: own)
         if ranks.is_leader:
             _write(path, stored)
-    cost = fit_prefill_cost(stored.samples)
+    cost, num_saturating = fit_prefill_cost(stored.samples), saturation_tokens(stored.samples)
     logger.info(
         "FlowPrefill: prefill of n tokens predicted as %.1f ms + %.3f ms n + %.3f us n^2/2, "
         "%.2f ms for each sequence; throughput saturates at %d tokens",
@@ -146,9 +146,9 @@ def prefill_profile(
         cost.per_token_s * 1e3,
         cost.per_attention_pair_s * 1e6,
         cost.per_request_s * 1e3,
-        saturation_tokens(stored.samples),
+        num_saturating,
     )
-    return Profile(cost, saturation_tokens(stored.samples), stored.operator_seconds_per_row, path)
+    return Profile(cost, num_saturating, stored.operator_seconds_per_row, path)
 
 
 def read_samples(path: Path) -> list[ProfileSample]:
