@@ -1,0 +1,1 @@
+"""``goodput``: the highest rate at which a system meets enough objectives, by bracket and bisection."""

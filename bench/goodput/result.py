@@ -1,0 +1,237 @@
+"""What a goodput search found, as it is kept in its result file, and read back from there.
+
+The file is written anew after each probe, so that a search that was interrupted goes on from what
+it knows. Everything else, from the table to the report, is computed from it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.errors import UsageError
+from bench.metrics import attainment, rows_by_class
+from bench.paired import Spread, spread
+from bench.replay import RequestRow
+from bench.report import write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One replay at one rate.
+
+    Attributes:
+        rate_per_s: Offered rate.
+        seed: Of workload and prompts.
+        slo_scale: Factor on every objective of the workload's table.
+        num_requests: Of the workload at this rate.
+        is_abandoned: The replay was ended as soon as the goal was out of reach. ``rows`` are
+            then only those requests that had ended; the others count as neither.
+        rows: One per request.
+    """
+
+    rate_per_s: float
+    seed: int
+    slo_scale: float
+    num_requests: int
+    is_abandoned: bool
+    rows: tuple[RequestRow, ...]
+
+    @cached_property
+    def attained(self) -> float:
+        """Share that met its objective; of an abandoned probe the most that it could be."""
+        num_missed = round((1 - attainment(self.rows)) * len(self.rows)) if self.rows else 0
+        return 1 - num_missed / self.num_requests
+
+    @cached_property
+    def class_attained(self) -> dict[str, float]:
+        """The same by class, tightest objective first; empty for an abandoned probe."""
+        if self.is_abandoned:
+            return {}
+        return {name: attainment(rows) for name, rows in rows_by_class(self.rows).items()}
+
+    @property
+    def worst_class(self) -> tuple[str, float] | None:
+        """The class with the least share, and that share; None for an abandoned probe."""
+        shares = self.class_attained
+        return min(shares.items(), key=lambda item: item[1]) if shares else None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The highest passing rate of one system, for one seed, objective scale and goal.
+
+    Attributes:
+        seed: Of workload and prompts.
+        slo_scale: Factor on every objective.
+        goal: Share that must meet its objective.
+        max_rate_per_s: Highest rate offered that met the goal; 0 where none did.
+        failed_rate_per_s: Lowest rate offered that did not; the truth lies between.
+    """
+
+    seed: int
+    slo_scale: float
+    goal: float
+    max_rate_per_s: float
+    failed_rate_per_s: float
+
+
+@dataclass(slots=True)
+class SystemResult:
+    """Everything that one system did.
+
+    Attributes:
+        name: Of the system.
+        server: How it was started and what it says of itself (``ServerDescription`` as JSON).
+        probes: In the order measured.
+        searches: Those that came to an end.
+        solo_s: Time to first token of requests sent one at a time on the idle server; empty if
+            not measured.
+    """
+
+    name: str
+    server: dict[str, Any] = field(default_factory=dict)
+    probes: list[Probe] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+    solo_s: list[float] = field(default_factory=list)
+
+    def max_rates(self, slo_scale: float, goal: float) -> list[float]:
+        """Return the result of each seed, by seed."""
+        found = [s for s in self.searches if s.slo_scale == slo_scale and s.goal == goal]
+        return [search.max_rate_per_s for search in sorted(found, key=lambda search: search.seed)]
+
+    def goodput(self, slo_scale: float, goal: float) -> Spread | None:
+        """Return the spread of max goodput over seeds; None where nothing was searched."""
+        rates = self.max_rates(slo_scale, goal)
+        return spread(rates) if rates else None
+
+    def best_probe(self, search: Search) -> Probe | None:
+        """Return the probe at a search's result."""
+        for probe in self.probes:
+            key = (probe.rate_per_s, probe.seed, probe.slo_scale)
+            if key == (search.max_rate_per_s, search.seed, search.slo_scale):
+                return probe
+        return None
+
+    @property
+    def physical_limit_per_s(self) -> float | None:
+        """The rate at which unloaded prefills would fill all time; None if not measured."""
+        return len(self.solo_s) / sum(self.solo_s) if self.solo_s else None
+
+
+@dataclass(slots=True)
+class GoodputResult:
+    """A whole result file.
+
+    Attributes:
+        head: Schema version, title, provenance, config, seed (``report.result_head``).
+        origin: Of the workload, with its caveat.
+        length_scale: Factor on the lengths of the trace.
+        class_slos_s: TTFT objective of every class at objective scale 1, tightest first.
+        systems: By name, in the order measured.
+    """
+
+    head: dict[str, Any]
+    origin: str
+    length_scale: float
+    class_slos_s: dict[str, float]
+    systems: dict[str, SystemResult] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What was measured, how it was scaled, and on what."""
+        return str(self.head["title"])
+
+    def slo_scales(self) -> list[float]:
+        """Return the objective scales that were searched, ascending."""
+        return sorted({s.slo_scale for system in self.systems.values() for s in system.searches})
+
+    def goals(self) -> list[float]:
+        """Return the goals that were searched, ascending."""
+        return sorted({s.goal for system in self.systems.values() for s in system.searches})
+
+
+def write_result(path: Path, result: GoodputResult) -> None:
+    """Write it as JSON.
+
+    Raises:
+        BenchError: It cannot be written.
+    """
+    write_json(
+        path,
+        result.head
+        | {
+            "goodput_schema_version": SCHEMA_VERSION,
+            "workload": {
+                "origin": result.origin,
+                "length_scale": result.length_scale,
+                "class_slos_s": result.class_slos_s,
+            },
+            "systems": {name: _system_json(system) for name, system in result.systems.items()},
+        },
+    )
+
+
+def read_result(path: Path) -> GoodputResult:
+    """Read it back.
+
+    Raises:
+        UsageError: It is not such a file.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        systems = document.pop("systems")
+        workload = document.pop("workload")
+        if document.pop("goodput_schema_version") != SCHEMA_VERSION:
+            raise UsageError(f"{path} was written by another version of the bench")
+        return GoodputResult(
+            head=document,
+            systems={name: _read_system(name, system) for name, system in systems.items()},
+            **workload,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a result of bench goodput: {error!r}") from error
+
+
+def _system_json(system: SystemResult) -> dict[str, Any]:
+    return {
+        "server": system.server,
+        "solo_s": system.solo_s,
+        "searches": [asdict(search) for search in system.searches],
+        "probes": [
+            {
+                "rate_per_s": probe.rate_per_s,
+                "seed": probe.seed,
+                "slo_scale": probe.slo_scale,
+                "num_requests": probe.num_requests,
+                "is_abandoned": probe.is_abandoned,
+                "attained": probe.attained,
+                "class_attained": probe.class_attained,
+                "rows": [asdict(row) | {"ttft_s": row.ttft_s} for row in probe.rows],
+            }
+            for probe in system.probes
+        ],
+    }
+
+
+def _read_system(name: str, document: Mapping[str, Any]) -> SystemResult:
+    return SystemResult(
+        name=name,
+        server=document["server"],
+        solo_s=document["solo_s"],
+        searches=[Search(**search) for search in document["searches"]],
+        probes=[_read_probe(probe) for probe in document["probes"]],
+    )
+
+
+def _read_probe(document: Mapping[str, Any]) -> Probe:
+    computed = ("attained", "class_attained", "rows")
+    rows = tuple(
+        RequestRow(**{key: value for key, value in row.items() if key != "ttft_s"})
+        for row in document["rows"]
+    )
+    return Probe(rows=rows, **{k: v for k, v in document.items() if k not in computed})
