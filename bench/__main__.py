@@ -21,6 +21,8 @@ from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
+from bench.goodput.command import run_goodput
+from bench.goodput.options import add_goodput_arguments
 from bench.gpu.command import run_gpu
 from bench.gpu.options import add_gpu_arguments
 from bench.kernels.command import add_kernel_arguments, run_kernels
@@ -62,6 +64,12 @@ def _commands() -> dict[str, _Command]:
             run_compare,
             (*replaying, to_ours, add_server_arguments),
             results / "compare",
+        ),
+        "goodput": _Command(
+            "the highest rate at which each system meets enough objectives, with its spread",
+            run_goodput,
+            (*replaying, add_goodput_arguments, to_ours, add_server_arguments),
+            results / "goodput",
         ),
         "load": _Command(
             "attainment of every class from light load to overload, by share of capacity",

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.engines.engine import ServerOptions
+from bench.errors import UsageError
 from bench.provenance import without_folders
 from bench.replay import ReplayOptions
-from bench.systems import SYSTEMS
+from bench.systems import SYSTEMS, system_named
 from bench.workloads.workload import WorkloadSpec
 
 Options = TypeVar("Options")
@@ -30,6 +31,13 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, got {text!r}")
     return value
 
 
@@ -52,6 +60,23 @@ def some_of(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
+def systems(text: str) -> tuple[str, ...]:
+    """Parse comma-separated systems, each given once."""
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        _check_system(name)
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected each system once, got {text!r}")
+    return names
+
+
+def _check_system(name: str) -> None:
+    try:
+        system_named(name)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def class_slo(text: str) -> tuple[str, float]:
     """Parse ``CLASS=SECONDS``."""
     name, _, seconds = text.partition("=")
@@ -61,8 +86,7 @@ def class_slo(text: str) -> tuple[str, float]:
 def system_flags(text: str) -> tuple[str, tuple[str, ...]]:
     """Parse ``SYSTEM=FLAGS``."""
     name, _, flags = text.partition("=")
-    if name not in SYSTEMS:
-        raise argparse.ArgumentTypeError(f"unknown system {name!r}; know {','.join(SYSTEMS)}")
+    _check_system(name)
     return name, tuple(shlex.split(flags))
 
 
@@ -101,6 +125,24 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
         "--length-scale", type=positive_float, default=1.0, help="factor on prompts and outputs"
     )
     group.add_argument("--seed", type=int, default=0, help="of generator and prompts")
+    group.add_argument(
+        "--arrival-cv",
+        type=positive_float,
+        help="draw arrivals: coefficient of variation of the gaps, 1 for Poisson, more for "
+        "burstier gamma gaps; default: as in the trace",
+    )
+    group.add_argument(
+        "--shared-prefix",
+        type=_share,
+        default=0.0,
+        help="share of every prompt that it has in common with others (default: %(default)s)",
+    )
+    group.add_argument(
+        "--num-prefixes",
+        type=positive_int,
+        default=8,
+        help="how many different prefixes --shared-prefix draws from (default: %(default)s)",
+    )
 
 
 def add_slo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +175,12 @@ def add_replay_arguments(parser: argparse.ArgumentParser, *, send_class: bool) -
         help="generate as many tokens as the trace says; default: 1, which isolates prefills",
     )
     group.add_argument(
+        "--tpot-slo-ms",
+        type=positive_float,
+        help="mean time per output token that a request must also keep, with "
+        "--original-output-lengths; default: TTFT alone counts",
+    )
+    group.add_argument(
         "--send-slo",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -157,9 +205,10 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("servers")
     group.add_argument(
         "--systems",
-        type=some_of(SYSTEMS),
+        type=systems,
         default=("flowprefill", "stock"),
-        help=f"comma-separated, in the order to measure: {','.join(SYSTEMS)}",
+        help=f"comma-separated, in the order to measure: {','.join(SYSTEMS)}; flags may follow a "
+        "name, as in stock+chunked-prefill-size=512",
     )
     group.add_argument("--model-path", help="default: the embedded model")
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -168,7 +217,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix-cache",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="keep the prefix cache on; prompts never repeat, so it cannot hit",
+        help="keep the prefix cache on; it can hit only where prompts share a prefix",
     )
     group.add_argument(
         "--server-flags",
@@ -195,6 +244,9 @@ def workload_spec(args: argparse.Namespace) -> WorkloadSpec:
         rate_per_s=args.rate,
         length_scale=args.length_scale,
         seed=args.seed,
+        arrival_cv=args.arrival_cv,
+        shared_prefix=args.shared_prefix,
+        num_prefixes=args.num_prefixes,
     )
 
 
@@ -204,6 +256,7 @@ def replay_options(args: argparse.Namespace) -> ReplayOptions:
         original_output_lengths=args.original_output_lengths,
         send_slo=args.send_slo,
         send_class=args.send_class,
+        slo_tpot_s=None if args.tpot_slo_ms is None else args.tpot_slo_ms / 1000,
         seed=args.seed,
         drain_timeout_s=args.drain_timeout_s,
     )

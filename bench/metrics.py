@@ -1,9 +1,9 @@
 """Metrics of a replay: pure functions on its rows.
 
-Attainment is the share of *all* requests whose TTFT met its objective; a request that failed or
-timed out is a miss. Percentiles are nearest-rank over all requests too, a failed one counting as
-infinitely slow (``None`` here, because JSON has no infinity): leaving failures out would reward a
-server for dropping its slowest requests.
+Attainment is the share of *all* requests whose TTFT met its objective, and whose time per output
+token met its own where there is one; a request that failed or timed out is a miss. Percentiles are
+nearest-rank over all requests too, a failed one counting as infinitely slow (``None`` here, because
+JSON has no infinity): leaving failures out would reward a server for dropping its slowest requests.
 """
 
 import math
@@ -96,7 +96,7 @@ def summarise_ttft(rows: "Sequence[RequestRow]") -> TtftSummary:
 
 def attainment(rows: "Sequence[RequestRow]") -> float:
     """Return the share of rows, at least one, whose TTFT met its objective."""
-    return sum(_is_met(row.ttft_s, row) for row in rows) / len(rows)
+    return sum(is_met(row) for row in rows) / len(rows)
 
 
 def rows_by_class(rows: "Sequence[RequestRow]") -> "dict[str, list[RequestRow]]":
@@ -120,8 +120,15 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return sorted(values)[max(1, rank) - 1]
 
 
+def is_met(row: "RequestRow") -> bool:
+    """Return whether a request met its objectives."""
+    return _is_met(row.ttft_s, row)
+
+
 def _is_met(ttft_s: float | None, row: "RequestRow") -> bool:
-    return ttft_s is not None and is_attained(ttft_s, row.slo_ttft_s)
+    if ttft_s is None or not is_attained(ttft_s, row.slo_ttft_s):
+        return False
+    return row.slo_tpot_s is None or row.tpot_s is None or row.tpot_s <= row.slo_tpot_s
 
 
 def _finite(value: float) -> float | None:

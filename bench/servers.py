@@ -18,7 +18,7 @@ from bench.engines.engine import HOST, Endpoint, ServerOptions
 from bench.errors import ServerError
 from bench.prompts import UniquePrompts
 from bench.provenance import without_folders
-from bench.systems import SYSTEMS, plan_launch
+from bench.systems import plan_launch, system_named
 
 _WARM_UP_TOKENS = (16, 128, 512, 2048)
 _WARM_UP_LIMIT_S = 900.0  # the longest prompt of a workload, on a slow machine
@@ -106,7 +106,7 @@ async def running_server(
     """Start a system, wait until it is healthy and warm, and stop it at the end.
 
     Args:
-        name: Key of ``SYSTEMS``.
+        name: Of a system (``bench.systems``).
         options: Shared by all systems.
         log: File that takes the server's output.
         longest_prompt: Tokens of the longest warm-up prompt; the longest of the workload, so
@@ -126,7 +126,7 @@ async def running_server(
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,  # its own group, so that all of it can be killed
         )
-    endpoint = Endpoint(f"http://{HOST}:{port}", SYSTEMS[name].engine)
+    endpoint = Endpoint(f"http://{HOST}:{port}", system_named(name).engine)
     server = RunningServer(name, endpoint, process, log)
     try:
         async with http_session() as session:

@@ -8,6 +8,9 @@ kernels; ``stock`` is SGLang's, with scheduling as SGLang chooses it (overlap, c
 ``stock-kernel`` and ``stock-tuned-kernel`` are those with our CPU kernels and nothing else of
 ours. ``vllm`` is vLLM as it comes; ``vllm-tuned`` has priorities by objective, and steps so short
 that an urgent prompt need not wait long for the running one.
+
+A name may go on with flags of the engine, each after a plus sign and without its dashes, such as
+``stock-kernel+schedule-policy=hrrn+chunked-prefill-size=512``.
 """
 
 from collections.abc import Mapping
@@ -15,7 +18,8 @@ from dataclasses import dataclass
 
 from bench.engines.engine import Engine, Launch, ServerOptions
 from bench.engines.sglang import FLOWPREFILL, STOCK, STOCK_WITH_KERNELS
-from bench.engines.vllm import VLLM, VLLM_BY_PRIORITY
+from bench.engines.vllm import VLLM
+from bench.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,11 @@ class System:
 
     engine: Engine
     flags: tuple[str, ...] = ()
+
+    def with_flags(self, flags: tuple[str, ...]) -> "System":
+        """Return it with more flags, and an engine that speaks as they ask."""
+        all_flags = (*self.flags, *flags)
+        return System(self.engine.speaking_as(all_flags), all_flags)
 
 
 _WITHOUT_OVERLAP_AND_CHUNKS = ("--disable-overlap-schedule", "--chunked-prefill-size", "-1")
@@ -46,8 +55,24 @@ SYSTEMS: Mapping[str, System] = {
     "stock-kernel": System(STOCK_WITH_KERNELS),
     "stock-tuned-kernel": System(STOCK_WITH_KERNELS, _WITHOUT_OVERLAP_AND_CHUNKS),
     "vllm": System(VLLM),
-    "vllm-tuned": System(VLLM_BY_PRIORITY, _PRIORITIES_AND_SHORT_STEPS),
+    "vllm-tuned": System(VLLM, _PRIORITIES_AND_SHORT_STEPS),
 }
+
+
+def system_named(name: str) -> System:
+    """Return a system by its name, and the flags that the name goes on with.
+
+    Raises:
+        UsageError: There is none.
+    """
+    base, *settings = name.split("+")
+    if base not in SYSTEMS:
+        raise UsageError(f"unknown system {base!r}; know {','.join(SYSTEMS)}")
+    flags: list[str] = []
+    for setting in settings:
+        flag, has_value, value = setting.partition("=")
+        flags += [f"--{flag}", value] if has_value else [f"--{flag}"]
+    return SYSTEMS[base].with_flags(tuple(flags))
 
 
 def plan_launch(name: str, options: ServerOptions, port: int) -> Launch:
@@ -55,8 +80,9 @@ def plan_launch(name: str, options: ServerOptions, port: int) -> Launch:
 
     Raises:
         FlowPrefillError: The embedded model is asked for and cannot be had.
-        BenchError: The engine is not installed, or cannot run with these options.
+        BenchError: There is no such system, its engine is not installed, or it cannot run with
+            these options.
     """
-    system = SYSTEMS[name]
+    system = system_named(name)
     flags = (*system.flags, *options.flags, *options.flags_for.get(name, ()))
     return system.engine.launch(options, flags, port)

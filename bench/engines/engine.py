@@ -102,6 +102,9 @@ class Engine(Protocol):
     def chunk_flag(self) -> str:
         """The flag that limits how many tokens of a prompt run in one forward pass."""
 
+    def speaking_as(self, flags: Sequence[str]) -> "Engine":
+        """Return the engine as clients must speak to it when it is started with these flags."""
+
     def launch(self, options: ServerOptions, flags: Sequence[str], port: int) -> Launch:
         """Decide how a server is started.
 
@@ -122,6 +125,7 @@ class Engine(Protocol):
         *,
         slo_ttft_s: float | None = None,
         slo_class: str | None = None,
+        slo_tpot_s: float | None = None,
     ) -> GenerateRequest:
         """Encode a greedy streaming request for exactly ``num_output_tokens`` tokens.
 
@@ -130,6 +134,7 @@ class Engine(Protocol):
             num_output_tokens: Tokens to generate; end-of-sequence is ignored.
             slo_ttft_s: TTFT objective to tell the server in its way, None to tell it none.
             slo_class: Class name to tell a server that knows classes.
+            slo_tpot_s: TPOT objective to tell a server that knows one.
         """
 
     def read(self, chunk: Mapping[str, Any]) -> StreamState:

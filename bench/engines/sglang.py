@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import aiohttp
@@ -43,6 +43,9 @@ _INFO_FIELDS = (
 )
 
 
+_PRIORITIES = {"--enable-priority-scheduling", "--schedule-low-priority-values-first"}
+
+
 @dataclass(frozen=True, slots=True)
 class SGLang:
     """A way to start SGLang.
@@ -52,12 +55,18 @@ class SGLang:
         chunk_flag: As in ``Engine``.
         is_flowprefill: Whether FlowPrefill's variables and SLO classes may reach it.
         variables: That make it this engine.
+        sends_priority: Whether requests carry a priority, the tighter the objective the lower.
     """
 
     module: str = "sglang.launch_server"
     chunk_flag: str = "--chunked-prefill-size"
     is_flowprefill: bool = False
     variables: Mapping[str, str] = field(default_factory=dict)
+    sends_priority: bool = False
+
+    def speaking_as(self, flags: Sequence[str]) -> "SGLang":
+        """With priorities, if it is started so that low values of them go first."""
+        return replace(self, sends_priority=set(flags) >= _PRIORITIES)
 
     def launch(self, options: ServerOptions, flags: Sequence[str], port: int) -> Launch:
         """Start it with this package's CPU defaults, whoever's scheduler runs."""
@@ -87,9 +96,10 @@ class SGLang:
         *,
         slo_ttft_s: float | None = None,
         slo_class: str | None = None,
+        slo_tpot_s: float | None = None,
     ) -> GenerateRequest:
         """Tell the objective in FlowPrefill's headers, which stock SGLang ignores."""
-        body = {
+        body: dict[str, Any] = {
             "input_ids": list(prompt),
             "stream": True,
             "sampling_params": {
@@ -99,8 +109,12 @@ class SGLang:
             },
         }
         headers = {"content-type": "application/json"}
+        if self.sends_priority and slo_ttft_s is not None:
+            body["priority"] = round(slo_ttft_s * 1000)
         if slo_ttft_s is not None:
             headers["x-slo-ttft-ms"] = str(max(1, round(slo_ttft_s * 1000)))
+        if slo_tpot_s is not None:
+            headers["x-slo-tpot-ms"] = str(max(1, round(slo_tpot_s * 1000)))
         if slo_class is not None:
             headers["x-slo-class"] = slo_class
         return GenerateRequest("/generate", json.dumps(body).encode(), headers)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 _ENVIRONMENT = Path(__file__).parents[2] / ".venv-peers" / "vllm"
 _OPENMP = "lib/libiomp5.so"
 _ALLOCATOR = "tcmalloc_minimal"
+_PRIORITIES = ("--scheduling-policy", "priority")
 _DEVICE = "cpu"  # the one that the installed build runs on
 
 
@@ -49,6 +51,10 @@ class Vllm:
     def chunk_flag(self) -> str:
         """The budget of a step, which one prompt alone on the server fills."""
         return "--max-num-batched-tokens"
+
+    def speaking_as(self, flags: Sequence[str]) -> "Vllm":
+        """With priorities, if it is started so that it takes them."""
+        return Vllm(sends_priority=_PRIORITIES in pairwise(flags))
 
     def launch(self, options: ServerOptions, flags: Sequence[str], port: int) -> Launch:
         """Start it from its own environment; the model's own context is its limit."""
@@ -77,6 +83,7 @@ class Vllm:
         *,
         slo_ttft_s: float | None = None,
         slo_class: str | None = None,  # noqa: ARG002 (vLLM knows no classes)
+        slo_tpot_s: float | None = None,  # noqa: ARG002 (nor this objective)
     ) -> GenerateRequest:
         """Tell the objective as priority: fewer milliseconds, served earlier."""
         body: dict[str, Any] = {
@@ -126,4 +133,3 @@ def _preloaded() -> str:
 
 
 VLLM = Vllm()
-VLLM_BY_PRIORITY = Vllm(sends_priority=True)

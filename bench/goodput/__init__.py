@@ -1,1 +1,1 @@
-"""``goodput``: the highest rate at which a system meets enough objectives, by bracket and bisection."""
+"""``goodput``: the highest rate at which a system meets enough objectives, by bisection."""

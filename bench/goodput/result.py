@@ -5,11 +5,14 @@ it knows. Everything else, from the table to the report, is computed from it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 from bench.errors import UsageError
 from bench.metrics import attainment, rows_by_class
@@ -54,6 +57,16 @@ class Probe:
             return {}
         return {name: attainment(rows) for name, rows in rows_by_class(self.rows).items()}
 
+    def meets(self, goal: float, *, every_class: bool = False) -> bool | None:
+        """Return whether the goal was met, by all requests together or by each class.
+
+        None for an abandoned probe that says nothing of this goal.
+        """
+        if self.is_abandoned:
+            return False if self.attained < goal else None
+        shares = self.class_attained.values() if every_class else [self.attained]
+        return min(shares) >= goal
+
     @property
     def worst_class(self) -> tuple[str, float] | None:
         """The class with the least share, and that share; None for an abandoned probe."""
@@ -71,6 +84,7 @@ class Search:
         goal: Share that must meet its objective.
         max_rate_per_s: Highest rate offered that met the goal; 0 where none did.
         failed_rate_per_s: Lowest rate offered that did not; the truth lies between.
+        every_class: Whether each class had to meet the goal, not all requests together.
     """
 
     seed: int
@@ -78,6 +92,7 @@ class Search:
     goal: float
     max_rate_per_s: float
     failed_rate_per_s: float
+    every_class: bool = False
 
 
 @dataclass(slots=True)
@@ -89,24 +104,32 @@ class SystemResult:
         server: How it was started and what it says of itself (``ServerDescription`` as JSON).
         probes: In the order measured.
         searches: Those that came to an end.
-        solo_s: Time to first token of requests sent one at a time on the idle server; empty if
-            not measured.
+        solo: Prompts sent one at a time to the idle server: tokens, and seconds to the first
+            token. Ascending; empty if not measured.
     """
 
     name: str
     server: dict[str, Any] = field(default_factory=dict)
     probes: list[Probe] = field(default_factory=list)
     searches: list[Search] = field(default_factory=list)
-    solo_s: list[float] = field(default_factory=list)
+    solo: list[tuple[int, float]] = field(default_factory=list)
 
-    def max_rates(self, slo_scale: float, goal: float) -> list[float]:
+    def searches_for(
+        self, slo_scale: float, goal: float, *, every_class: bool = False
+    ) -> list[Search]:
+        """Return the searches of one kind, by seed."""
+        kind = (slo_scale, goal, every_class)
+        found = [s for s in self.searches if (s.slo_scale, s.goal, s.every_class) == kind]
+        return sorted(found, key=lambda search: search.seed)
+
+    def max_rates(self, slo_scale: float, goal: float, *, every_class: bool = False) -> list[float]:
         """Return the result of each seed, by seed."""
-        found = [s for s in self.searches if s.slo_scale == slo_scale and s.goal == goal]
-        return [search.max_rate_per_s for search in sorted(found, key=lambda search: search.seed)]
+        found = self.searches_for(slo_scale, goal, every_class=every_class)
+        return [search.max_rate_per_s for search in found]
 
-    def goodput(self, slo_scale: float, goal: float) -> Spread | None:
+    def goodput(self, slo_scale: float, goal: float, *, every_class: bool = False) -> Spread | None:
         """Return the spread of max goodput over seeds; None where nothing was searched."""
-        rates = self.max_rates(slo_scale, goal)
+        rates = self.max_rates(slo_scale, goal, every_class=every_class)
         return spread(rates) if rates else None
 
     def best_probe(self, search: Search) -> Probe | None:
@@ -117,10 +140,23 @@ class SystemResult:
                 return probe
         return None
 
+    def limit_per_s(self, prompt_lengths: Sequence[int]) -> float | None:
+        """Return the rate at which the unloaded prefills of such prompts would fill all time.
+
+        Lengths that were not measured are taken from those around them. None without ``solo``.
+        """
+        if not self.solo:
+            return None
+        lengths, seconds = zip(*self.solo, strict=True)
+        return len(prompt_lengths) / float(np.interp(prompt_lengths, lengths, seconds).sum())
+
     @property
     def physical_limit_per_s(self) -> float | None:
-        """The rate at which unloaded prefills would fill all time; None if not measured."""
-        return len(self.solo_s) / sum(self.solo_s) if self.solo_s else None
+        """The median limit of the requests that its searches ended with."""
+        best = [probe for search in self.searches if (probe := self.best_probe(search))]
+        lengths = ([row.num_input_tokens for row in probe.rows] for probe in best)
+        limits = [limit for some in lengths if (limit := self.limit_per_s(some))]
+        return median(limits) if limits else None
 
 
 @dataclass(slots=True)
@@ -200,7 +236,7 @@ def read_result(path: Path) -> GoodputResult:
 def _system_json(system: SystemResult) -> dict[str, Any]:
     return {
         "server": system.server,
-        "solo_s": system.solo_s,
+        "solo": system.solo,
         "searches": [asdict(search) for search in system.searches],
         "probes": [
             {
@@ -222,7 +258,7 @@ def _read_system(name: str, document: Mapping[str, Any]) -> SystemResult:
     return SystemResult(
         name=name,
         server=document["server"],
-        solo_s=document["solo_s"],
+        solo=[(num_tokens, seconds) for num_tokens, seconds in document["solo"]],
         searches=[Search(**search) for search in document["searches"]],
         probes=[_read_probe(probe) for probe in document["probes"]],
     )

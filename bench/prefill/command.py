@@ -20,7 +20,7 @@ from bench.progress import progress_bar
 from bench.prompts import UniquePrompts
 from bench.report import new_folder, result_console
 from bench.servers import free_port, running_server
-from bench.systems import SYSTEMS, plan_launch
+from bench.systems import plan_launch, system_named
 
 
 async def run_prefill(args: argparse.Namespace) -> None:
@@ -65,7 +65,7 @@ def _num_prompts(options: PrefillOptions) -> int:
 def _with_chunks(name: str, shared: ServerOptions, chunk_tokens: int | None) -> ServerOptions:
     if chunk_tokens is None:
         return shared
-    flag = SYSTEMS[name].engine.chunk_flag
+    flag = system_named(name).engine.chunk_flag
     return replace(shared, flags=(*shared.flags, flag, str(chunk_tokens)))
 
 

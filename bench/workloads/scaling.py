@@ -1,14 +1,17 @@
 """Fit a workload to the machine at hand without changing its shape.
 
-Every function returns new requests and keeps their order. Windows are contiguous from the head
-of the trace, never shuffled or thinned: a burst stays a burst.
+Every function returns new requests and keeps their order. Windows are contiguous, never shuffled
+or thinned: a burst stays a burst, unless other arrivals are asked for.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
+
+import numpy as np
 
 from bench.errors import UsageError
-from bench.workloads.request import TraceRequest
+from bench.workloads.request import PrefixBlock, TraceRequest
 
 
 def head(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceRequest]:
@@ -29,9 +32,74 @@ def scale_lengths(requests: Sequence[TraceRequest], factor: float) -> list[Trace
             request,
             num_input_tokens=max(1, round(request.num_input_tokens * factor)),
             num_output_tokens=max(1, round(request.num_output_tokens * factor)),
+            prefix=_scale_blocks(request.prefix, factor),
         )
         for request in requests
     ]
+
+
+def rotate(requests: Sequence[TraceRequest], first: int) -> list[TraceRequest]:
+    """Begin at request number ``first``, and go on at the head after the last one.
+
+    The gap from the last to the head is the mean gap.
+    """
+    if first == 0 or len(requests) < 2:
+        return list(requests)
+    first %= len(requests)
+    start_s, mean_gap_s = requests[first].arrival_s, 1 / (mean_rate_per_s(requests) or 1.0)
+    wrapped_s = requests[-1].arrival_s - requests[0].arrival_s + mean_gap_s
+    late = [replace(r, arrival_s=r.arrival_s - start_s) for r in requests[first:]]
+    early = [replace(r, arrival_s=r.arrival_s - start_s + wrapped_s) for r in requests[:first]]
+    return [*late, *early]
+
+
+def draw_arrivals(requests: Sequence[TraceRequest], cv: float, seed: int) -> list[TraceRequest]:
+    """Replace arrival times by a renewal process with gamma-distributed gaps and the same rate.
+
+    Args:
+        requests: At least two that arrive at different times.
+        cv: Coefficient of variation of the gaps; 1 is a Poisson process, more is burstier.
+        seed: Of the gaps.
+
+    Raises:
+        UsageError: All requests arrive at once.
+    """
+    rng = np.random.default_rng(seed)
+    shape = 1 / cv**2
+    gaps_s = rng.gamma(shape, 1 / shape, len(requests) - 1)
+    arrivals_s = [0.0, *np.cumsum(gaps_s).tolist()]
+    drawn = [replace(r, arrival_s=s) for r, s in zip(requests, arrivals_s, strict=True)]
+    native_rate_per_s = mean_rate_per_s(requests)
+    if native_rate_per_s is None:
+        raise UsageError("arrivals can be drawn only where the trace has a rate")
+    return scale_to_rate(drawn, native_rate_per_s)
+
+
+def share_prefixes(
+    requests: Sequence[TraceRequest], share: float, num_prefixes: int, seed: int
+) -> list[TraceRequest]:
+    """Let every prompt begin with one of ``num_prefixes`` documents, for ``share`` of its length.
+
+    Which one is drawn with a weight of one over its rank, so that some are much more popular.
+    The first prompt with each document still has to compute it.
+    """
+    weights = 1 / np.arange(1, num_prefixes + 1)
+    rng = np.random.default_rng((abs(seed), num_prefixes))
+    block_ids = rng.choice(num_prefixes, len(requests), p=weights / weights.sum())
+    return [
+        replace(r, prefix=(PrefixBlock(int(block_id), round(share * r.num_input_tokens)),))
+        for r, block_id in zip(requests, block_ids, strict=True)
+    ]
+
+
+def _scale_blocks(blocks: Sequence[PrefixBlock], factor: float) -> tuple[PrefixBlock, ...]:
+    # Ends are scaled, not lengths, so that equal heads of two prompts stay equal.
+    ends = [0, *accumulate(block.num_tokens for block in blocks)]
+    scaled = [round(end * factor) for end in ends]
+    return tuple(
+        PrefixBlock(block.block_id, end - start)
+        for block, (start, end) in zip(blocks, pairwise(scaled), strict=True)
+    )
 
 
 def scale_to_rate(requests: Sequence[TraceRequest], rate_per_s: float) -> list[TraceRequest]:

@@ -1,7 +1,8 @@
 """A prepared workload, and the recipe that made it.
 
 ``WorkloadSpec.build`` is the only place where loading, cutting and scaling are put in order:
-head, then lengths, then rate, so that the rate is that of the requests really used.
+window, then lengths, prefixes and arrivals, then rate, so that the rate is that of the requests
+really used.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,15 @@ from pathlib import Path
 
 from bench.workloads.qwentrace_like import generate_requests
 from bench.workloads.request import TraceRequest
-from bench.workloads.scaling import head, mean_rate_per_s, scale_lengths, scale_to_rate
+from bench.workloads.scaling import (
+    draw_arrivals,
+    head,
+    mean_rate_per_s,
+    rotate,
+    scale_lengths,
+    scale_to_rate,
+    share_prefixes,
+)
 from bench.workloads.trace_file import read_trace
 
 BUILT_IN_NUM_REQUESTS = 327
@@ -44,7 +53,11 @@ class WorkloadSpec:
         num_requests: Requests to use from the head; None takes all (the generator: 327).
         rate_per_s: Offered rate; None keeps the trace's own.
         length_scale: Factor on prompt and output lengths.
-        seed: Of the built-in generator.
+        seed: Of the built-in generator, and of whatever else is drawn.
+        first_request: Where the window of a trace begins; it goes on at the head after the end.
+        arrival_cv: Draw arrivals with this coefficient of variation of gaps; None keeps them.
+        shared_prefix: Share of every prompt that is one of ``num_prefixes`` documents.
+        num_prefixes: How many there are.
     """
 
     trace: Path | None = None
@@ -52,6 +65,10 @@ class WorkloadSpec:
     rate_per_s: float | None = None
     length_scale: float = 1.0
     seed: int = 0
+    first_request: int = 0
+    arrival_cv: float | None = None
+    shared_prefix: float = 0.0
+    num_prefixes: int = 8
 
     def build(self) -> Workload:
         """Load or generate, cut and scale.
@@ -62,19 +79,32 @@ class WorkloadSpec:
         if self.trace is None:
             requests = generate_requests(self.num_requests or BUILT_IN_NUM_REQUESTS, self.seed)
         else:
-            requests = read_trace(self.trace)
+            requests = rotate(read_trace(self.trace), self.first_request)
         if self.num_requests is not None:
             requests = head(requests, self.num_requests)
         requests = scale_lengths(requests, self.length_scale)
+        if self.shared_prefix:
+            requests = share_prefixes(requests, self.shared_prefix, self.num_prefixes, self.seed)
+        if self.arrival_cv is not None:
+            requests = draw_arrivals(requests, self.arrival_cv, self.seed)
         if self.rate_per_s is not None:
             requests = scale_to_rate(requests, self.rate_per_s)
         return Workload(tuple(requests), self.origin)
 
     @property
     def origin(self) -> str:
-        """Name the source, with the caveat that its file name carries."""
+        """Name the source, with the caveat that its file name carries and what was changed."""
+        changes = []
+        if self.arrival_cv is not None:
+            changes.append(f"arrivals drawn with CV {self.arrival_cv:g}")
+        if self.shared_prefix:
+            changes.append(f"{self.shared_prefix:.0%} of every prompt shared")
+        return ", ".join([self._source, *changes])
+
+    @property
+    def _source(self) -> str:
         if self.trace is None:
             return "built-in generator (QwenTrace-like)"
-        name = self.trace.name.removesuffix(".gz").removesuffix(".csv")
+        name = self.trace.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
         caveats = [caveat for caveat in _CAVEATS if caveat in name.lower()]
         return f"{name} ({', '.join(caveats)})" if caveats else name

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from bench.client import http_session, timed_generate
 from bench.engines.engine import Endpoint, StreamError, StreamState
 from bench.engines.sglang import STOCK
-from bench.engines.vllm import VLLM, VLLM_BY_PRIORITY
+from bench.engines.vllm import VLLM
 
 # Recorded from vLLM 0.32.0; ids and the model's name are cut.
 VLLM_STREAM = (
@@ -98,6 +98,13 @@ def test_objective_is_told_in_the_way_of_each_engine():
     """Headers for FlowPrefill; vLLM's smaller number goes first, only where it takes one."""
     objective = {"slo_ttft_s": 0.25, "slo_class": "text"}
     assert STOCK.encode([1], 1, **objective).headers["x-slo-ttft-ms"] == "250"
-    assert json.loads(VLLM_BY_PRIORITY.encode([1], 1, **objective).body)["priority"] == 250
-    assert "priority" not in json.loads(VLLM_BY_PRIORITY.encode([1], 1).body)
+    assert (
+        json.loads(
+            VLLM.speaking_as(["--scheduling-policy", "priority"]).encode([1], 1, **objective).body
+        )["priority"]
+        == 250
+    )
+    assert "priority" not in json.loads(
+        VLLM.speaking_as(["--scheduling-policy", "priority"]).encode([1], 1).body
+    )
     assert "priority" not in json.loads(VLLM.encode([1], 1, **objective).body)

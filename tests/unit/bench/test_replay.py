@@ -2,13 +2,15 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from fake_sglang import FakeSGLang
 
 from bench.engines.engine import Endpoint
 from bench.engines.sglang import STOCK
-from bench.replay import ReplayOptions, replay
+from bench.metrics import is_met
+from bench.replay import ReplayOptions, replay, replay_towards
 from bench.workloads.request import TraceRequest
 
 SLOS_S = {"text": 1.0, "file": 24.0}
@@ -129,3 +131,41 @@ def test_progress_is_told_of_every_request():
     fake = FakeSGLang(broken_lengths=frozenset({3}))
     rows = run(fake, BURST, on_finished=seen.append)
     assert sorted(seen, key=lambda row: row.index) == rows
+
+
+def run_towards(goal, fake, requests):
+    """Replay towards a goal against the fake server."""
+
+    async def go():
+        async with fake.running() as server:
+            return await replay_towards(server, requests, SLOS_S, DEFAULTS, goal=goal)
+
+    return asyncio.run(go())
+
+
+def test_a_replay_ends_when_its_goal_is_out_of_reach():
+    """Requests that wait for longer than their objective are misses before they are answered."""
+    fake = FakeSGLang(prefill=lambda _n: asyncio.sleep(3600))
+    burst = [TraceRequest(i / 1000, "text", 3, 5) for i in range(10)]
+    rows, is_abandoned = run_towards(0.9, fake, burst)
+    assert is_abandoned
+    assert {row.index for row in rows} == set(range(10))
+    assert all(row.ttft_s is None and "out of reach" in row.error for row in rows)
+
+
+def test_a_replay_within_reach_of_its_goal_goes_on():
+    """Every request has its row, as without a goal."""
+    rows, is_abandoned = run_towards(0.9, FakeSGLang(), BURST)
+    assert not is_abandoned
+    assert [row.error for row in rows] == [None, None]
+
+
+def test_time_per_output_token_counts_where_it_has_an_objective():
+    """A request that met its TTFT misses all the same if its later tokens are slow."""
+    fake = FakeSGLang(before_token=lambda: asyncio.sleep(0.05))
+    options = ReplayOptions(original_output_lengths=True, slo_tpot_s=0.01)
+    (row,) = run(fake, BURST[:1], options)
+    assert row.tpot_s >= 0.05
+    assert not is_met(row)
+    assert is_met(replace(row, slo_tpot_s=10.0))
+    assert fake.headers[0]["x-slo-tpot-ms"] == "10"

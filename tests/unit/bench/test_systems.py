@@ -1,11 +1,13 @@
 """Systems are started alike, and differ in nothing but themselves."""
 
+from itertools import pairwise
+
 import pytest
 
 from bench.engines import vllm
 from bench.engines.engine import ServerOptions
 from bench.errors import UsageError
-from bench.systems import SYSTEMS, plan_launch
+from bench.systems import SYSTEMS, plan_launch, system_named
 
 FLAGS = ServerOptions(model_path="some/model")
 OURS = [name for name in SYSTEMS if not name.startswith("vllm")]
@@ -126,3 +128,17 @@ def test_vllm_is_a_peer_on_the_cpu_only(installed):
     """Its installed build has no other device."""
     with pytest.raises(UsageError, match="cuda"):
         plan_launch("vllm", ServerOptions("m", device="cuda"), 1)
+
+
+def test_a_name_may_go_on_with_flags():
+    """Flags with and without a value, and a client that speaks as they ask."""
+    name = "stock+chunked-prefill-size=512+disable-overlap-schedule"
+    command = plan_launch(name, FLAGS, 1).command
+    assert ("--chunked-prefill-size", "512") in pairwise(command)
+    assert "--disable-overlap-schedule" in command
+    assert not system_named(name).engine.sends_priority
+    by_priority = "stock+enable-priority-scheduling+schedule-low-priority-values-first"
+    assert system_named(by_priority).engine.sends_priority
+    assert system_named("vllm-tuned").engine.sends_priority
+    with pytest.raises(UsageError, match="unknown system 'sglang'"):
+        system_named("sglang+x")

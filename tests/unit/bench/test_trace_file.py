@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from bench.errors import TraceFileError
-from bench.workloads.request import TraceRequest
+from bench.workloads.request import PrefixBlock, TraceRequest
 from bench.workloads.trace_file import read_trace, write_trace
 
 HEADER = "arrival_s,class,input_tokens,output_tokens"
@@ -74,3 +74,36 @@ def test_missing_and_falsely_gzipped_files_are_refused(tmp_path):
     for path in (tmp_path / "none.csv", fake):
         with pytest.raises(TraceFileError, match="cannot be read"):
             read_trace(path)
+
+
+def test_json_lines_bring_prefixes_and_classes_by_length(tmp_path):
+    """Blocks of 512 tokens by identity, the last as long as what is left of the prompt."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        '{"arrival_s": 0, "input_tokens": 1000, "output_tokens": 5, "hash_ids": [0, 7]}\n'
+        '{"arrival_s": 1.5, "input_tokens": 5000, "output_tokens": 5, "class": "chat"}\n'
+    )
+    first, second = read_trace(path)
+    assert (first.slo_class, second.slo_class) == ("under-4k", "chat")
+    assert first.prefix == (PrefixBlock(0, 512), PrefixBlock(7, 488))
+    assert second.prefix == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("7", r"t\.jsonl:1: not a JSON object"),
+        ("{", r"t\.jsonl:1: not a JSON object"),
+        ('{"arrival_s": 0, "output_tokens": 5}', "column 'class'|column 'input_tokens'"),
+        (
+            '{"arrival_s": 0, "input_tokens": 9, "output_tokens": 5, "hash_ids": ["x"]}',
+            "column 'hash_ids'",
+        ),
+    ],
+)
+def test_a_bad_json_line_is_refused_with_its_place(tmp_path, line, complaint):
+    """Line, column and value, as for CSV."""
+    path = tmp_path / "t.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(TraceFileError, match=complaint):
+        read_trace(path)

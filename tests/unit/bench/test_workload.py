@@ -1,7 +1,9 @@
 """A workload is prepared in one order, and its name keeps the trace's caveat."""
 
+import numpy as np
 import pytest
 
+from bench.prompts import UniquePrompts
 from bench.workloads.trace_file import write_trace
 from bench.workloads.workload import WorkloadSpec
 
@@ -30,3 +32,44 @@ def test_rate_holds_after_cutting_and_length_scaling(tmp_path):
 def test_origin_keeps_the_caveat(tmp_path, name, origin):
     """Reconstructed, synthetic and generated workloads say so; a recorded one needs not."""
     assert WorkloadSpec(trace=name and tmp_path / name).origin == origin
+
+
+def test_a_window_goes_on_at_the_head_of_the_trace(tmp_path):
+    """Arrivals stay in order, and each request is used once."""
+    full = WorkloadSpec(num_requests=20, seed=2).build().requests
+    write_trace(tmp_path / "t.csv", full)
+    requests = WorkloadSpec(trace=tmp_path / "t.csv", first_request=15).build().requests
+    lengths = [request.num_input_tokens for request in full]
+    assert [r.num_input_tokens for r in requests] == lengths[15:] + lengths[:15]
+    arrivals_s = [request.arrival_s for request in requests]
+    assert arrivals_s == sorted(arrivals_s)
+    assert arrivals_s[0] == 0.0
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
+def test_drawn_arrivals_have_the_rate_and_the_burstiness_asked_for(cv):
+    """Gaps of a gamma process; the coefficient of variation of many gaps is near the one asked."""
+    spec = WorkloadSpec(num_requests=4000, rate_per_s=2.0, arrival_cv=cv)
+    workload = spec.build()
+    gaps_s = np.diff([request.arrival_s for request in workload.requests])
+    assert workload.rate_per_s == pytest.approx(2.0)
+    assert gaps_s.std() / gaps_s.mean() == pytest.approx(cv, rel=0.15)
+    assert f"CV {cv:g}" in spec.origin
+
+
+def test_prompts_share_as_much_as_asked_for():
+    """That share of every prompt is one of a few documents, and nothing else is shared."""
+    spec = WorkloadSpec(num_requests=50, shared_prefix=0.64, num_prefixes=4)
+    requests = spec.build().requests
+    prompts = UniquePrompts(1)
+    drawn = [(r, prompts.draw(r.num_input_tokens, r.prefix)) for r in requests]
+    assert {len(prompt) - r.num_input_tokens for r, prompt in drawn} == {0}
+    heads, rests = set(), set()
+    for request, prompt in drawn:
+        (block,) = request.prefix
+        assert block.num_tokens == round(0.64 * request.num_input_tokens)
+        heads.add(tuple(prompt[:5]))
+        rests.add(prompt[block.num_tokens])
+    assert len(heads) <= 4
+    assert len(rests) == 50
+    assert "64% of every prompt shared" in spec.origin

@@ -1,0 +1,117 @@
+"""What ``goodput`` searches, and how the command line says so."""
+
+import argparse
+from dataclasses import dataclass, replace
+from math import ceil
+
+from bench.arguments import positive_float, positive_int
+from bench.workloads.trace_file import read_trace
+from bench.workloads.workload import BUILT_IN_NUM_REQUESTS, Workload, WorkloadSpec
+
+
+def positive_floats(text: str) -> tuple[float, ...]:
+    """Parse comma-separated numbers above 0."""
+    return tuple(positive_float(part) for part in text.split(","))
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Parse comma-separated shares, lowest first."""
+    values = tuple(sorted(positive_floats(text)))
+    if values[-1] > 1:
+        raise argparse.ArgumentTypeError(f"expected shares up to 1, such as 0.9, got {text!r}")
+    return values
+
+
+def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what decides what is searched, and how closely."""
+    group = parser.add_argument_group("goodput")
+    group.add_argument(
+        "--goals",
+        type=shares,
+        default=(0.9,),
+        help="shares of requests that must meet their objective (default: 0.9)",
+    )
+    group.add_argument(
+        "--every-class",
+        action="store_true",
+        help="search too for the rate at which each class meets the goal by itself",
+    )
+    group.add_argument(
+        "--slo-scales",
+        type=positive_floats,
+        default=(1.0,),
+        help="factors on every objective, each with its own search (default: 1)",
+    )
+    group.add_argument(
+        "--num-seeds",
+        type=positive_int,
+        default=3,
+        help="workloads to search with, the same for every system (default: %(default)s)",
+    )
+    group.add_argument(
+        "--resolution",
+        type=positive_float,
+        default=0.025,
+        help="a search ends when its bracket is narrower than this share (default: %(default)s)",
+    )
+    group.add_argument(
+        "--window-s",
+        type=positive_float,
+        default=120.0,
+        help="for how long requests arrive in a probe (default: %(default)s)",
+    )
+    group.add_argument(
+        "--min-requests",
+        type=positive_int,
+        default=100,
+        help="of a probe, however low its rate (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lowest-rate",
+        type=positive_float,
+        default=0.02,
+        help="requests/s; a system that fails here has no goodput (default: %(default)s)",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the result in --out; searches that ended are kept",
+    )
+    parser.set_defaults(num_requests=None, rate=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbedWorkload:
+    """The requests of a probe, by rate and seed.
+
+    Attributes:
+        spec: Everything else of the workload.
+        window_s: For how long requests arrive.
+        min_requests: However low the rate.
+        num_seeds: Which a trace is divided by, so that each seed has a window of its own.
+    """
+
+    spec: WorkloadSpec
+    window_s: float
+    min_requests: int
+    num_seeds: int
+
+    def build(self, rate_per_s: float, seed: int) -> Workload:
+        """Return the requests at this rate; the generator draws others for each seed.
+
+        A trace shorter than the window is replayed once, whole.
+
+        Raises:
+            BenchError: The trace is malformed.
+        """
+        num_wanted = max(self.min_requests, ceil(rate_per_s * self.window_s))
+        trace = self.spec.trace
+        num_known = BUILT_IN_NUM_REQUESTS if trace is None else len(read_trace(trace))
+        spec = replace(
+            self.spec,
+            num_requests=min(num_wanted, num_known),
+            rate_per_s=rate_per_s,
+            seed=seed,
+            first_request=seed * num_known // self.num_seeds % num_known,
+        )
+        return spec.build()
