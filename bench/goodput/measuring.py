@@ -22,7 +22,7 @@ _SOLO_QUANTILES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.85, 0.95, 1.0)
 # wrong guess costs probes, of which those above the answer end early.
 _FIRST_GUESS_SHARE = 0.8
 _FIRST_STEP = 1.15
-_NEXT_STEP = 1.05  # after another seed has told where to look
+_NEXT_STEP = 1.03  # after another seed has told where to look
 # A server that was left in the middle of a probe is idle when it answers this short a prompt
 # twice within this time, asked at most so often.
 _IDLE_PROMPT_TOKENS = 16
