@@ -9,6 +9,7 @@ FlowPrefillError
 ├── RankError                a tensor-parallel rank ended, fell silent or is out of step: stops the
 │                            server
 ├── ProfileError             measured prefill costs cannot be read: ends the command that wants them
+├── PatchError               SGLang cannot be patched, or not back: ends ``patch``, changes nothing
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
@@ -65,6 +66,10 @@ class RankError(FlowPrefillError):
 
 class ProfileError(FlowPrefillError):
     """The measured prefill costs of a server cannot be read or drawn."""
+
+
+class PatchError(FlowPrefillError):
+    """The installed SGLang is not in a state to be patched or reverted, or a patch is wrong."""
 
 
 class ModelConversionError(FlowPrefillError):

@@ -17,6 +17,7 @@ import yaml
 from sglang_flowprefill.activation import PLUGIN_NAME, enable
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults, is_cpu_only
 from sglang_flowprefill.errors import ConfigError, FlowPrefillError
+from sglang_flowprefill.patching import is_installed_patched
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,9 +68,18 @@ def complete_arguments(given: Sequence[str]) -> list[str]:
 
 
 def _require_plugin_allowed(allowed: str) -> None:
-    """SGLang loads only the plugins named in SGLANG_PLUGINS, silently skipping the others."""
-    if allowed and PLUGIN_NAME not in [name.strip() for name in allowed.split(",")]:
-        raise ConfigError("SGLANG_PLUGINS", allowed, f"must name {PLUGIN_NAME}, or be unset")
+    """SGLang loads only the plugins named in SGLANG_PLUGINS, silently skipping the others.
+
+    A patched SGLang loads ours beside them.
+    """
+    names = [name.strip() for name in allowed.split(",")]
+    if allowed and PLUGIN_NAME not in names and not is_installed_patched():
+        raise ConfigError(
+            "SGLANG_PLUGINS",
+            allowed,
+            f"must name {PLUGIN_NAME}, or be unset, or SGLang be patched to load it all the same "
+            "(python -m sglang_flowprefill patch check)",
+        )
 
 
 def _asked_for(arguments: Sequence[str]) -> argparse.Namespace:

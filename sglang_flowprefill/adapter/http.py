@@ -1,7 +1,8 @@
 """Hooks of the process that speaks HTTP: arrival stamps and SLOs, validated before tokenizing."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
@@ -10,7 +11,7 @@ from sglang_flowprefill.adapter.admission import can_reject
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
 from sglang_flowprefill.api.answer import report_abort
 from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
-from sglang_flowprefill.api.slo import HeaderSlo, SloResolver
+from sglang_flowprefill.api.slo import SLO_KEYS, HeaderSlo, SloResolver, with_own_fields
 
 _RESOLVER_ATTRIBUTE = "_flowprefill_resolver"
 
@@ -24,7 +25,13 @@ def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
         SloMiddleware,
         resolver=SloResolver(classes),
         can_reject=can_reject(config_of(server_args), classes),
+        has_own_fields=has_slo_fields(),
     )
+
+
+def has_slo_fields() -> bool:
+    """Tell whether SGLang's request type has SLO fields, which a patch gives it."""
+    return set(SLO_KEYS) <= {field.name for field in fields(GenerateReqInput)}
 
 
 def report_rejection(_manager: Any, out: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -42,8 +49,9 @@ def stamp_request(original: Callable[..., Any], manager: Any, obj: Any, request:
     """
     if isinstance(obj, GenerateReqInput):
         header = None if request is None else request.scope.get(SCOPE_KEY)
+        own_fields = {name: getattr(obj, name, None) for name in SLO_KEYS}
         obj.sampling_params = _stamped(
-            obj.sampling_params, _resolver_of(manager), header, time.time()
+            obj.sampling_params, own_fields, _resolver_of(manager), header, time.time()
         )
     return original(manager, obj, request)
 
@@ -58,10 +66,17 @@ def _resolver_of(manager: Any) -> SloResolver:
 
 
 def _stamped(
-    sampling_params: Any, resolver: SloResolver, header: HeaderSlo | None, now_unix_s: float
+    sampling_params: Any,
+    own_fields: Mapping[str, Any],
+    resolver: SloResolver,
+    header: HeaderSlo | None,
+    now_unix_s: float,
 ) -> Any:
     if isinstance(sampling_params, list):  # a batched request has one per prompt
-        return [_stamped(params, resolver, header, now_unix_s) for params in sampling_params]
+        return [
+            _stamped(params, own_fields, resolver, header, now_unix_s) for params in sampling_params
+        ]
     params = dict(sampling_params or {})
-    stamped = resolver.stamped_params(header, params.get("custom_params"), now_unix_s)
+    custom_params = with_own_fields(params.get("custom_params"), own_fields)
+    stamped = resolver.stamped_params(header, custom_params, now_unix_s)
     return {**params, "custom_params": stamped}

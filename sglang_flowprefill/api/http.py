@@ -17,10 +17,12 @@ from sglang_flowprefill.api.answer import Message, Send, replaceable_answer, sen
 from sglang_flowprefill.api.slo import (
     CLASS_HEADER,
     SLO_HEADERS,
+    SLO_KEYS,
     TPOT_SLO_HEADER,
     TTFT_SLO_HEADER,
     HeaderSlo,
     SloResolver,
+    with_own_fields,
 )
 from sglang_flowprefill.errors import SloError
 
@@ -33,6 +35,7 @@ SCOPE_KEY = "sglang_flowprefill.header_slo"
 
 _METHODS = frozenset({"POST", "PUT"})  # SGLang serves /generate under both
 _BODY_ROUTES = frozenset({"/generate", "/v1/completions", "/v1/chat/completions"})
+_OWN_FIELD_ROUTES = frozenset({"/v1/responses"})
 
 
 class SloMiddleware:
@@ -44,6 +47,7 @@ class SloMiddleware:
         wall_clock: Seconds since the epoch.
         can_reject: True if the scheduler may refuse requests. The head of an answer then comes
             with its first byte of body, which for a streaming ``/generate`` is its first token.
+        has_own_fields: True if SGLang's requests have SLO fields, which it otherwise drops.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class SloMiddleware:
         wall_clock: Callable[[], float] = time.time,
         *,
         can_reject: bool = False,
+        has_own_fields: bool = False,
     ) -> None:
         self._app = app
         self._resolver = resolver
@@ -62,6 +67,11 @@ class SloMiddleware:
         self._field_names = [b"custom_params"]
         if resolver.classes.matches_models:
             self._field_names.append(b"model")
+        self._has_own_fields = has_own_fields
+        self._body_routes = _BODY_ROUTES
+        if has_own_fields:
+            self._field_names += [name.encode() for name in SLO_KEYS]
+            self._body_routes |= _OWN_FIELD_ROUTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -87,12 +97,13 @@ class SloMiddleware:
             SloError: As ``SloResolver.resolve``.
         """
         header = self._read_headers(scope, arrival_unix_s)
-        if scope["path"] in _BODY_ROUTES and not _is_compressed(scope):
+        if scope["path"] in self._body_routes and not _is_compressed(scope):
             raw_body, receive = await _read_body(receive)
             body = self._parse(raw_body)
             header = replace(header, model=body.model if isinstance(body.model, str) else None)
+            own_fields = body.own_fields() if self._has_own_fields else {}
             for custom_params in body.all_custom_params():
-                self._resolver.resolve(header, custom_params)
+                self._resolver.resolve(header, with_own_fields(custom_params, own_fields))
         self._resolver.resolve(header, None)
         scope[SCOPE_KEY] = header
         return receive
@@ -137,6 +148,13 @@ class _Body(msgspec.Struct):
     custom_params: Any = None
     sampling_params: Any = None
     model: Any = None
+    ttft_slo_ms: Any = None
+    tpot_slo_ms: Any = None
+    slo_class: Any = None
+
+    def own_fields(self) -> dict[str, Any]:
+        """Return the SLO fields of the request itself, None for those that it lacks."""
+        return {name: getattr(self, name) for name in SLO_KEYS}
 
     def all_custom_params(self) -> Iterator[Any]:
         """Yield every ``custom_params``: OpenAI's, or those of each prompt of ``/generate``."""

@@ -1,10 +1,11 @@
 """From what a caller wrote to one validated ``Slo``.
 
-Sources, all optional: headers ``x-slo-ttft-ms``, ``x-slo-tpot-ms`` and ``x-slo-class``, body fields
-``ttft_slo_ms``, ``tpot_slo_ms`` and ``slo_class`` of ``custom_params``. A header and a body field
-that disagree are an error, not a precedence rule. Milliseconds beat the class's own value. A
-request that names neither TTFT milliseconds nor a class gets the class of the first rule that
-holds (``matching.py``), else the server's default.
+Sources, all optional: headers ``x-slo-ttft-ms``, ``x-slo-tpot-ms`` and ``x-slo-class``; body fields
+``ttft_slo_ms``, ``tpot_slo_ms`` and ``slo_class`` of ``custom_params``; and the same fields of the
+request itself, if SGLang is patched to have them. Sources that disagree are an error, not a
+precedence rule. Milliseconds beat the class's own value. A request that names neither TTFT
+milliseconds nor a class gets the class of the first rule that holds (``matching.py``), else the
+server's default.
 
 Two processes take part. The one that speaks HTTP validates, decides as far as it can, and writes
 a *stamp* into ``custom_params``. Rules that ask for the length of the prompt are decided by the
@@ -31,6 +32,9 @@ __all__ = ["HeaderSlo", "SloClass", "SloClasses", "SloResolver", "load_slo_class
 TTFT_SLO_KEY = "ttft_slo_ms"
 TPOT_SLO_KEY = "tpot_slo_ms"
 CLASS_KEY = "slo_class"
+
+SLO_KEYS = (TTFT_SLO_KEY, TPOT_SLO_KEY, CLASS_KEY)
+"""What callers write: in ``custom_params``, or as fields of a patched SGLang's requests."""
 
 ARRIVAL_KEY = "flowprefill_arrival_unix_s"
 """Written by the server, overwritten if a caller sends it: callers do not choose their arrival."""
@@ -216,11 +220,33 @@ class SloResolver:
         return replace(default, tpot_s=stated.tpot_slo_ms / 1000.0)
 
 
+def with_own_fields(custom_params: Any, own_fields: Mapping[str, Any]) -> Any:
+    """Return ``custom_params`` together with the SLO fields of the request itself.
+
+    Args:
+        custom_params: As received; not changed, and not judged here.
+        own_fields: Values by their names in ``SLO_KEYS``; None for what was not sent.
+
+    Raises:
+        SloError: Both state the same thing differently.
+    """
+    stated = {name: value for name, value in own_fields.items() if value is not None}
+    if custom_params is None:
+        return stated
+    if not isinstance(custom_params, Mapping):
+        return custom_params
+    for name, value in stated.items():
+        inner = custom_params.get(name)
+        if inner is not None and inner != value:
+            said = f"says {str(value)[:64]!r} but custom_params.{name} says {str(inner)[:64]!r}"
+            raise SloError(name, said)
+    return {**custom_params, **stated}
+
+
 def _agreed(header_name: str, from_header: Any, body_name: str, from_body: Any) -> Any:
     if from_header is not None and from_body is not None and from_header != from_body:
-        raise SloError(
-            header_name, f"says {from_header!r} but custom_params.{body_name} says {from_body!r}"
-        )
+        said = f"says {from_header!r} but {body_name} in the body says {from_body!r}"
+        raise SloError(header_name, said)
     return from_body if from_header is None else from_header
 
 

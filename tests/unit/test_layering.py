@@ -27,6 +27,7 @@ ALLOWED = {
     },
     "api": {f"{OURS}.api", f"{OURS}.core", f"{OURS}.errors", "msgspec"},
     "sim": {f"{OURS}.sim", f"{OURS}.core"},
+    "patching": {f"{OURS}.patching", f"{OURS}.errors"},
     "kernels": {f"{OURS}.kernels", f"{OURS}.cache", "torch", "triton"},
     "cache.py": set(),
     "config.py": {f"{OURS}.errors"},
@@ -107,6 +108,7 @@ def test_nothing_below_imports_the_adapter():
         (f"{OURS}.testing", ["torch", "sglang", "greenlet", "numpy", "msgspec"]),
         (f"{OURS}.api", ["torch", "sglang", "greenlet", "numpy"]),
         (f"{OURS}.executor", ["sglang"]),
+        (f"{OURS}.commands.patch", ["torch", "sglang", "greenlet", "numpy", "msgspec"]),
     ],
 )
 def test_importing_loads_nothing_heavy(module, heavy):

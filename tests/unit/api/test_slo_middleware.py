@@ -32,11 +32,13 @@ DISCONNECT = {"type": "http.disconnect"}
 class Door:
     """The middleware in front of an application that records what reaches it."""
 
-    def __init__(self, resolver=RESOLVER):
+    def __init__(self, resolver=RESOLVER, *, has_own_fields=False):
         self.clock = ManualClock(1000.0)
         self.scopes, self.received, self.sent = [], [], []
         self.num_read = 0
-        self._middleware = SloMiddleware(self._app, resolver, self.clock)
+        self._middleware = SloMiddleware(
+            self._app, resolver, self.clock, has_own_fields=has_own_fields
+        )
 
     async def _app(self, scope, receive, send):
         self.scopes.append(scope)
@@ -255,6 +257,51 @@ def test_header_against_body_is_refused(door):
     """The contradiction is seen at the door."""
     door.call(body_of({"ttft_slo_ms": 100}), headers=[("x-slo-ttft-ms", "200")])
     assert door.refusal["param"] == "x-slo-ttft-ms"
+
+
+OWN_FIELD_ROUTES = ["/generate", "/v1/completions", "/v1/chat/completions", "/v1/responses"]
+
+
+@pytest.mark.parametrize("path", OWN_FIELD_ROUTES)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ttft_slo_ms", "250"), ("ttft_slo_ms", True), ("tpot_slo_ms", 0), ("slo_class", ["chat"])],
+)
+def test_bad_field_of_the_request_itself_is_refused(path, name, value):
+    """Where SGLang's requests have SLO fields they are judged as ``custom_params`` are."""
+    door = Door(has_own_fields=True)
+    door.call(json.dumps({name: value, "stream": True}).encode(), path=path)
+    assert door.refusal["param"] == name
+    assert door.refusal["code"] == 400
+
+
+def test_fields_of_the_request_itself_against_custom_params_are_refused():
+    """Two places that say different things are an error, for each prompt of a batch."""
+    door = Door(has_own_fields=True)
+    params = [{}, {"custom_params": {"ttft_slo_ms": 100}}]
+    door.call(json.dumps({"sampling_params": params, "ttft_slo_ms": 200}).encode())
+    assert door.refusal["param"] == "ttft_slo_ms"
+
+
+def test_fields_of_the_request_itself_against_the_header_are_refused():
+    """The header is compared with them too."""
+    door = Door(has_own_fields=True)
+    door.call(b'{"ttft_slo_ms": 100}', headers=[("x-slo-ttft-ms", "200")])
+    assert door.refusal["param"] == "x-slo-ttft-ms"
+
+
+def test_good_fields_of_the_request_itself_pass():
+    """They may say what the others say."""
+    door = Door(has_own_fields=True)
+    body = body_of({"ttft_slo_ms": 100}, ttft_slo_ms=100, slo_class="chat", tpot_slo_ms=None)
+    door.call(body, headers=[("x-slo-ttft-ms", "100")])
+    assert len(door.scopes) == 1
+
+
+def test_fields_that_sglang_drops_are_not_judged(door):
+    """Without the patch they never reach a request; they are nobody's business."""
+    door.call(b'{"ttft_slo_ms": "soon"}')
+    assert len(door.scopes) == 1
 
 
 def test_bad_body_in_several_messages_is_refused(door):

@@ -1,0 +1,1 @@
+"""Patch sets for installed SGLang releases, one folder each, and their register. Data only."""
