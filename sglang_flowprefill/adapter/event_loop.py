@@ -152,10 +152,11 @@ class EventLoop:
                 engine.invariant_checker.self_check_during_busy()
 
     def admission_verdict(self, request: PrefillRequest) -> AdmissionDecision:
-        """Judge a request that has just arrived and does not wait yet.
+        """Count and judge a request that has just arrived and does not wait yet.
 
         The leader's verdict holds on all ranks, which take in the same requests in the same order.
         """
+        self._telemetry.on_arrival(request)
         admission = self._admission
         if admission is None:
             return Admit("admission control is off")
@@ -165,6 +166,10 @@ class EventLoop:
         if not isinstance(verdict, Admit):
             self._telemetry.on_not_admitted(request, is_rejected=isinstance(verdict, Reject))
         return verdict
+
+    def live_state(self) -> bytes:
+        """Return ``ServerState`` as JSON. May be called in any thread."""
+        return self._telemetry.live_state()
 
     def sleep_idle(self) -> None:
         """Block until a message comes or housekeeping is due."""
@@ -220,7 +225,14 @@ class EventLoop:
             self._unblock()
         now_s, view = self._clock(), self._view()
         decision = self._ask_policy(view, now_s)
-        self._telemetry.on_round(self._new_events, decision, view, now_s)
+        self._telemetry.on_round(
+            self._new_events,
+            decision,
+            view,
+            now_s,
+            end_s=self._clock(),
+            num_decoding=len(self._engine.running_batch.reqs),
+        )
         logger.debug("FlowPrefill: %s", decision)
         return decision
 

@@ -20,7 +20,7 @@ from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
 from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
-from sglang.srt.runtime_context import get_observability
+from sglang.srt.runtime_context import get_observability, get_parallel
 from sglang.srt.utils.common import DynamicGradMode
 
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
@@ -33,7 +33,8 @@ from sglang_flowprefill.adapter.event_sources import (
     MessageSource,
     StressEventSources,
 )
-from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
+from sglang_flowprefill.adapter.flags import config_of, slo_classes_of, state_address_of
+from sglang_flowprefill.adapter.live_state import LiveState
 from sglang_flowprefill.adapter.messages import kinds_of, needs_quiet_engine
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
@@ -56,6 +57,7 @@ from sglang_flowprefill.adapter.requests import (
     scheduler_clock_s,
     update_cached_tokens,
 )
+from sglang_flowprefill.adapter.state_socket import StateServer, address_of_rank
 from sglang_flowprefill.adapter.stress import StressEventLoop
 from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
@@ -114,6 +116,8 @@ class FlowPrefillScheduler(Scheduler):
         timeline = Timeline(Path(config.trace), scheduler_clock_s) if traces else None
         if timeline is not None:
             runner.checkpoint.observer = timeline.on_boundary
+        classes = self.slo_resolver.classes
+        live = LiveState(config.policy, config.granularity, classes.ttft_slo_ms, scheduler_clock_s)
         reports = get_observability().enable_metrics and ranks.is_leader
         # Followers would judge by a prediction of their own; all of them ask everywhere.
         checks_all = config.stress or ranks.size > 1
@@ -122,11 +126,11 @@ class FlowPrefillScheduler(Scheduler):
             runner=runner,
             events=events,
             policy_name=config.policy,
-            policy=_policy(config, self.slo_resolver.classes, profile),
+            policy=_policy(config, classes, profile),
             calibration=Calibration.from_profile(profile.cost),
             distortion=Distortion(config.prediction_factor, config.prediction_noise),
-            admission=admission_of(config, self.slo_resolver.classes),
-            telemetry=Telemetry(Metrics(is_enabled=reports), timeline),
+            admission=admission_of(config, classes),
+            telemetry=Telemetry(Metrics(is_enabled=reports), live, timeline),
             ranks=ranks,
             memory=runner.memory,
             decode_clock=DecodeClock(
@@ -139,6 +143,9 @@ class FlowPrefillScheduler(Scheduler):
             unchecked_s=0.0 if checks_all else config.min_preemption_gain_ms / 1000.0,
             checks_cursors=config.check_cursors,
         )
+        if ranks.is_leader:
+            address = address_of_rank(state_address_of(server_args), get_parallel().dp_rank)
+            self._state_server = StateServer(address, self._loop.live_state)
         logger.info(
             "FlowPrefill is active: policy %s, granularity %s, %d boundaries in %d layers, %s",
             config.policy,
