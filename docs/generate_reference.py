@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sglang_flowprefill.adapter import compat
+from sglang_flowprefill.adapter.metrics import METRICS, PREFIX, Metric
 from sglang_flowprefill.adapter.unsupported import UNSUPPORTED_FEATURES
 from sglang_flowprefill.api import state
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of
@@ -26,6 +27,7 @@ def pages() -> Mapping[str, str]:
     return {
         "settings.md": settings_page(),
         "compatibility.md": compatibility_page(),
+        "metrics.md": metrics_page(),
         "state.md": state_page(),
     }
 
@@ -82,6 +84,48 @@ def compatibility_page() -> str:
             "",
         ]
     )
+
+
+def metrics_page() -> str:
+    """List every metric with its labels and what it counts."""
+    rows = [
+        f"| `{PREFIX}{metric.name}{_labels(metric)}` | {metric.kind} | {metric.help} |"
+        for metric in METRICS
+    ]
+    values = [
+        f"* `{label}` of `{metric.name}`: {', '.join(f'`{value}`' for value in known)}"
+        for metric in METRICS
+        for label, known in metric.labels
+        if known is not None
+    ]
+    return "\n".join(
+        [
+            _HEAD,
+            "# Metrics\n",
+            "With `--enable-metrics`, on SGLang's `/metrics`. A histogram has `_bucket`, `_sum`",
+            "and `_count`. [Watch a server](../how-to/watch-a-server.md) has a dashboard.\n",
+            "| name | type | meaning |",
+            "| --- | --- | --- |",
+            *rows,
+            "\n## Values of labels\n",
+            "`slo_class` is a class of the class file, or the default class. Further:\n",
+            *values,
+            "\n## Formulas\n",
+            "Attainment of a class over five minutes:\n",
+            "```",
+            f'sum by (slo_class) (rate({PREFIX}first_tokens_total{{attained="true"}}[5m]))',
+            f"  / sum by (slo_class) (rate({PREFIX}first_tokens_total[5m]))",
+            "```\n",
+            f"Rounds never outnumber events: `sum({PREFIX}rounds_total)` is at most",
+            f"`sum({PREFIX}events_total)`.",
+            "",
+        ]
+    )
+
+
+def _labels(metric: Metric) -> str:
+    names = ",".join(name for name, _ in metric.labels)
+    return f"{{{names}}}" if names else ""
 
 
 def state_page() -> str:

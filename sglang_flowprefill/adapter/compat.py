@@ -90,6 +90,9 @@ UPSTREAM = (
         "managers.schedule_batch.Req.reset_for_retract", "scheduler.py", "restarts", ("self",)
     ),
     UpstreamSymbol(
+        "managers.schedule_batch.Req.finished", "scheduler.py", "completions", ("self",)
+    ),
+    UpstreamSymbol(
         "managers.schedule_batch.Req.init_next_round_input",
         "scheduler.py",
         "prefix match",

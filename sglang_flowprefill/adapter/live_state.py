@@ -132,6 +132,11 @@ class LiveState:
             class_name = prefill.requests[0].slo.class_name
             self._slices.append(PrefillSlice(prefill.batch_id, class_name, start_s, now_s, end))
 
+    def suspended(self) -> list[PrefillBatch]:
+        """Return the prefills that stand suspended."""
+        prefills = [cursor.prefill for cursor in list(self._cursors.values())]
+        return [prefill for prefill in prefills if prefill.state is BatchState.SUSPENDED]
+
     # ---- any thread ----
 
     def snapshot(self, totals: Totals) -> ServerState:
@@ -159,11 +164,7 @@ class LiveState:
             num_decode_steps=statistics.num_decode_steps,
             num_waiting=len(waiting),
             num_decoding=self._num_decoding,
-            suspended_bytes=sum(
-                cursor.prefill.held_bytes
-                for cursor in cursors
-                if cursor.prefill.state is BatchState.SUSPENDED
-            ),
+            suspended_bytes=sum(prefill.held_bytes for prefill in self.suspended()),
             rounds_per_s=_rate(rounds, now_s, self._started_s),
             history_s=_HISTORY_S,
             classes=self._classes(totals, waiting),

@@ -117,8 +117,13 @@ class FlowPrefillScheduler(Scheduler):
         if timeline is not None:
             runner.checkpoint.observer = timeline.on_boundary
         classes = self.slo_resolver.classes
-        live = LiveState(config.policy, config.granularity, classes.ttft_slo_ms, scheduler_clock_s)
-        reports = get_observability().enable_metrics and ranks.is_leader
+        default = classes.default
+        ttft_slo_ms = {default.class_name: default.ttft_s * 1000.0, **classes.ttft_slo_ms}
+        live = LiveState(config.policy, config.granularity, ttft_slo_ms, scheduler_clock_s)
+        metrics = Metrics(
+            is_enabled=get_observability().enable_metrics and ranks.is_leader,
+            class_names=[*ttft_slo_ms],
+        )
         # Followers would judge by a prediction of their own; all of them ask everywhere.
         checks_all = config.stress or ranks.size > 1
         self._loop = (StressEventLoop if config.stress else EventLoop)(
@@ -130,7 +135,7 @@ class FlowPrefillScheduler(Scheduler):
             calibration=Calibration.from_profile(profile.cost),
             distortion=Distortion(config.prediction_factor, config.prediction_noise),
             admission=admission_of(config, classes),
-            telemetry=Telemetry(Metrics(is_enabled=reports), live, timeline),
+            telemetry=Telemetry(metrics, live, timeline),
             ranks=ranks,
             memory=runner.memory,
             decode_clock=DecodeClock(
@@ -424,17 +429,19 @@ class FlowPrefillScheduler(Scheduler):
         """True if running requests want a next token."""
         return not self.running_batch.is_empty() and not self.running_batch.is_prefill_only
 
-    def run_decode_step(self) -> None:
-        """Run one decode step of all running requests."""
+    def run_decode_step(self) -> list[Any]:
+        """Run one decode step of all running requests; return those that got a token."""
         self.running_batch.filter_batch()
         batch = self.running_batch
         if not batch.is_empty():
             batch = self.update_running_batch(batch)
         if batch is None or batch.is_empty():
-            return
+            return []
         self.cur_batch_for_debug = batch
         self.process_batch_result(batch, self.run_batch(batch))
+        stepped = list(batch.reqs)
         batch.filter_batch()
+        return stepped
 
     def release_aborted(self, req: Any) -> None:
         """Give back everything of an aborted request whose prefill was cancelled; answer it.
@@ -456,6 +463,11 @@ class FlowPrefillScheduler(Scheduler):
         release_kv_cache(req, self.tree_cache, checkpoint=False)
         req.reset_for_retract()
         self._add_request_to_queue(req, is_retracted=True)
+
+    @staticmethod
+    def is_complete(req: Any) -> bool:
+        """Tell whether a user's request has got its last token."""
+        return req.finished() and not is_health_check_generate_req(req)
 
     @staticmethod
     def counts_for_attainment(req: Any) -> bool:
