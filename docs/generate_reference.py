@@ -3,12 +3,19 @@
 ``tests/upstream/test_documentation.py`` fails if a page differs from what this writes.
 """
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from sglang_flowprefill.adapter import compat
+from sglang_flowprefill.adapter.metrics import METRICS, PREFIX, Metric
 from sglang_flowprefill.adapter.unsupported import UNSUPPORTED_FEATURES
+from sglang_flowprefill.api import state
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of
 
 FOLDER = Path(__file__).parent / "reference"
@@ -17,7 +24,12 @@ _HEAD = "<!-- Written by docs/generate_reference.py; change the code, then run i
 
 def pages() -> Mapping[str, str]:
     """Return the text of every generated page by file name."""
-    return {"settings.md": settings_page(), "compatibility.md": compatibility_page()}
+    return {
+        "settings.md": settings_page(),
+        "compatibility.md": compatibility_page(),
+        "metrics.md": metrics_page(),
+        "state.md": state_page(),
+    }
 
 
 def settings_page() -> str:
@@ -72,6 +84,96 @@ def compatibility_page() -> str:
             "",
         ]
     )
+
+
+def metrics_page() -> str:
+    """List every metric with its labels and what it counts."""
+    rows = [
+        f"| `{PREFIX}{metric.name}{_labels(metric)}` | {metric.kind} | {metric.help} |"
+        for metric in METRICS
+    ]
+    values = [
+        f"* `{label}` of `{metric.name}`: {', '.join(f'`{value}`' for value in known)}"
+        for metric in METRICS
+        for label, known in metric.labels
+        if known is not None
+    ]
+    return "\n".join(
+        [
+            _HEAD,
+            "# Metrics\n",
+            "With `--enable-metrics`, on SGLang's `/metrics`. A histogram has `_bucket`, `_sum`",
+            "and `_count`. [Watch a server](../how-to/watch-a-server.md) has a dashboard.\n",
+            "| name | type | meaning |",
+            "| --- | --- | --- |",
+            *rows,
+            "\n## Values of labels\n",
+            "`slo_class` is a class of the class file, or the default class. Further:\n",
+            *values,
+            "\n## Formulas\n",
+            "Attainment of a class over five minutes:\n",
+            "```",
+            f'sum by (slo_class) (rate({PREFIX}first_tokens_total{{attained="true"}}[5m]))',
+            f"  / sum by (slo_class) (rate({PREFIX}first_tokens_total[5m]))",
+            "```\n",
+            f"Rounds never outnumber events: `sum({PREFIX}rounds_total)` is at most",
+            f"`sum({PREFIX}events_total)`.",
+            "",
+        ]
+    )
+
+
+def _labels(metric: Metric) -> str:
+    names = ",".join(name for name, _ in metric.labels)
+    return f"{{{names}}}" if names else ""
+
+
+def state_page() -> str:
+    """List every record of the state with its fields, the whole one first."""
+    records = [
+        record
+        for record in vars(state).values()
+        if isinstance(record, type) and issubclass(record, msgspec.Struct)
+    ]
+    records.insert(0, records.pop())
+    return "\n".join(
+        [
+            _HEAD,
+            "# State of a server\n",
+            f"`GET {state.STATE_PATH}` answers with `ServerState` as JSON, schema version",
+            f"{state.SCHEMA_VERSION}, for one scheduler (`?dp_rank=N` for another one of several).",
+            "Fields may be added under the same version; a field that changes its meaning or goes",
+            "takes a new one. Points in time are seconds of the scheduler's clock, which only",
+            "compares with itself. Status 503 means that the scheduler does not answer; then the",
+            'body is `{"error": "why"}`. The route is protected as the admin routes of SGLang are;',
+            "[Watch a server](../how-to/watch-a-server.md) says how.",
+            *(line for record in records for line in _record_section(record)),
+            "",
+        ]
+    )
+
+
+def _record_section(record: type[msgspec.Struct]) -> Iterator[str]:
+    yield f"\n## {record.__name__}\n"
+    yield inspect.getdoc(record).partition("\n")[0] + "\n"
+    yield "| field | type | meaning |"
+    yield "| --- | --- | --- |"
+    meanings = attribute_texts(record)
+    for name, kind in inspect.get_annotations(record).items():
+        yield f"| `{name}` | {_json_type(kind)} | {meanings[name]} |"
+
+
+def attribute_texts(record: type) -> Mapping[str, str]:
+    """Return what a docstring's *Attributes* say, by name."""
+    listed = inspect.getdoc(record).partition("Attributes:\n")[2]
+    entries = re.split(r"^    (?=\w+: )", listed, flags=re.MULTILINE)[1:]
+    pairs = (entry.split(": ", 1) for entry in entries)
+    return {name: " ".join(text.split()) for name, text in pairs}
+
+
+def _json_type(kind: Any) -> str:
+    text = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    return text.replace(f"{state.__name__}.", "").replace("None", "null").replace(" | ", " or ")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sglang_flowprefill.commands import patch, profile
+from sglang_flowprefill.commands import patch, profile, top
 from sglang_flowprefill.errors import FlowPrefillError
 
 
@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     patch.add_command(commands)
     profile.add_command(commands)
+    top.add_command(commands)
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_server_flags:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -8,6 +8,8 @@ FlowPrefillError
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
 ├── RankError                a tensor-parallel rank ended, fell silent or is out of step: stops the
 │                            server
+├── StateUnavailableError    a running server could not be asked how it is: HTTP 503, or a
+│                            message of the command that asked
 ├── ProfileError             measured prefill costs cannot be read: ends the command that wants them
 ├── PatchError               SGLang cannot be patched, or not back: ends ``patch``, changes nothing
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
@@ -62,6 +64,10 @@ class CursorError(FlowPrefillError):
 
 class RankError(FlowPrefillError):
     """The ranks of a tensor-parallel server can no longer act as one."""
+
+
+class StateUnavailableError(FlowPrefillError):
+    """Nobody answers for the state of a scheduler."""
 
 
 class ProfileError(FlowPrefillError):

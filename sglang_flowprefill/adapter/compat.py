@@ -90,6 +90,9 @@ UPSTREAM = (
         "managers.schedule_batch.Req.reset_for_retract", "scheduler.py", "restarts", ("self",)
     ),
     UpstreamSymbol(
+        "managers.schedule_batch.Req.finished", "scheduler.py", "completions", ("self",)
+    ),
+    UpstreamSymbol(
         "managers.schedule_batch.Req.init_next_round_input",
         "scheduler.py",
         "prefix match",
@@ -143,6 +146,7 @@ UPSTREAM = (
     UpstreamSymbol("sampling.sampling_params.SamplingParams", "warm_up.py", "warm-up requests"),
     UpstreamSymbol("utils.common.DynamicGradMode", "scheduler.py", "the loop's grad mode"),
     UpstreamSymbol("runtime_context.get_observability", "scheduler.py", "metrics on or off", ()),
+    UpstreamSymbol("runtime_context.get_parallel", "scheduler.py", "data-parallel rank", ()),
     UpstreamSymbol("runtime_context.get_forward", "forward_state.py", "per-forward flags", ()),
     UpstreamSymbol("runtime_context.ForwardFlags._plain", "forward_state.py", "per-forward flags"),
     UpstreamSymbol(
@@ -284,7 +288,13 @@ UPSTREAM_HTTP = (
         "the server",
         ("server_args", "init_tokenizer_manager_func", "run_scheduler_process_func"),
     ),
-    UpstreamSymbol("entrypoints.http_server.app", "http.py", "middleware"),
+    UpstreamSymbol("entrypoints.http_server.app", "http.py", "middleware and live routes"),
+    UpstreamSymbol("utils.auth.AuthLevel.ADMIN_OPTIONAL", "live_http.py", "who may ask for state"),
+    UpstreamSymbol("utils.auth.auth_level", "live_http.py", "who may ask for state", ("level",)),
+    UpstreamSymbol("utils.auth.AuthDecision", "live_http.py", "the page needs no key"),
+    UpstreamSymbol(
+        "utils.auth.decide_request_auth", "plugin.py", "the page needs no key", ("method", "path")
+    ),
     UpstreamSymbol(
         "entrypoints.engine.Engine.run_scheduler_process_func", "launch.py", "profile command"
     ),

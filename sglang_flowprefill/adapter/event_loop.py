@@ -14,7 +14,7 @@ all ranks. Followers count events and time too, and nobody reads it.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ from sglang_flowprefill.core import (
     PrefillCost,
     PrefillRequest,
     PrefillScheduler,
-    Reject,
     Release,
     ResumeBatch,
     RunDecode,
@@ -51,6 +50,7 @@ from sglang_flowprefill.core import (
     StartBatch,
     Wait,
 )
+from sglang_flowprefill.core.decision import DECODE_NEEDS_MEMORY, QUIET_WANTED
 from sglang_flowprefill.executor import Cursor, Ranks
 
 if TYPE_CHECKING:
@@ -152,10 +152,11 @@ class EventLoop:
                 engine.invariant_checker.self_check_during_busy()
 
     def admission_verdict(self, request: PrefillRequest) -> AdmissionDecision:
-        """Judge a request that has just arrived and does not wait yet.
+        """Count and judge a request that has just arrived and does not wait yet.
 
         The leader's verdict holds on all ranks, which take in the same requests in the same order.
         """
+        self._telemetry.on_arrival(request)
         admission = self._admission
         if admission is None:
             return Admit("admission control is off")
@@ -163,8 +164,12 @@ class EventLoop:
             lambda: admission.decide(request, self._policy, self._view(), self._clock())
         )
         if not isinstance(verdict, Admit):
-            self._telemetry.on_not_admitted(request, is_rejected=isinstance(verdict, Reject))
+            self._telemetry.on_not_admitted(request, verdict)
         return verdict
+
+    def live_state(self) -> bytes:
+        """Return ``ServerState`` as JSON. May be called in any thread."""
+        return self._telemetry.live_state()
 
     def sleep_idle(self) -> None:
         """Block until a message comes or housekeeping is due."""
@@ -220,7 +225,14 @@ class EventLoop:
             self._unblock()
         now_s, view = self._clock(), self._view()
         decision = self._ask_policy(view, now_s)
-        self._telemetry.on_round(self._new_events, decision, view, now_s)
+        self._telemetry.on_round(
+            self._new_events,
+            decision,
+            view,
+            now_s,
+            end_s=self._clock(),
+            num_decoding=len(self._engine.running_batch.reqs),
+        )
         logger.debug("FlowPrefill: %s", decision)
         return decision
 
@@ -371,13 +383,13 @@ class EventLoop:
         engine = self._engine
         engine.cur_batch_for_debug = cursor.batch
         self._events.start_slice()
-        self._telemetry.on_resume(
-            cursor, self._clock(), reason=reason, num_suspended=len(self.cursors) - 1
-        )
+        self._telemetry.on_resume(cursor, self._clock(), reason=reason)
         with engine.scheduler_stage_metrics.record("run_batch"):
-            return cursor.run_slice(
+            has_ended = cursor.run_slice(
                 self._clock, engine.req_to_token_pool.req_to_token, check=self._checks_cursors
             )
+        self._telemetry.on_tiles(self._runner.num_tiles, self._runner.num_tile_tokens)
+        return has_ended
 
     def _start_next_chunk(self, cursor: OperatorCursor) -> bool:
         """Form the next forward pass of a chunked prompt; without memory for it, return False."""
@@ -401,6 +413,7 @@ class EventLoop:
         now_s = self._clock()
         for req in filter(engine.counts_for_attainment, through):
             self._telemetry.on_first_token(prefill_request(req), now_s)
+        self._report_completions(through)
         self._decode_clock.on_joined(through, now_s)
         engine.join_decode(batch, cursor.rest)
         if is_last:
@@ -411,6 +424,11 @@ class EventLoop:
             engine.publish_chunk(cursor.rest)
             cursor.prefill.requests = (prefill_request(cursor.rest),)
             self._telemetry.on_chunk_end(cursor, now_s)
+
+    def _report_completions(self, reqs: Iterable[Any]) -> None:
+        for req in filter(self._engine.is_complete, reqs):
+            end = req.finished_reason.to_json()["type"]
+            self._telemetry.on_completion(prefill_request(req), end)
 
     def _calibrate(self, cursor: OperatorCursor) -> None:
         """Learn from a prefill that ended; take a new cost into use once it has moved.
@@ -431,10 +449,11 @@ class EventLoop:
 
     def _decode(self) -> None:
         start_s, num_requests = self._clock(), len(self._engine.running_batch.reqs)
-        self._engine.run_decode_step()
+        stepped = self._engine.run_decode_step()
         now_s = self._clock()
         self._decode_clock.on_step(start_s, now_s)
         self._telemetry.on_decode(start_s, now_s, num_requests)
+        self._report_completions(stepped)
         self._events.post(EventKind.COMPLETION)
 
     def _wait(self) -> None:
@@ -456,11 +475,11 @@ class EventLoop:
         for cursor in list(self.cursors.values()):
             while cursor.prefill.batch_id in self.cursors:
                 if cursor.execution is None and not self._start_next_chunk(cursor):
-                    self._restart(cursor, "the engine is wanted quiet")
+                    self._restart(cursor, QUIET_WANTED)
                     break
                 assert cursor.execution is not None
                 cursor.execution.is_preemptible = False
-                self._run_slice(cursor, "the engine is wanted quiet")
+                self._run_slice(cursor, QUIET_WANTED)
                 self._end_forward(cursor)
 
     def cancel_aborted(self) -> None:
@@ -471,7 +490,8 @@ class EventLoop:
         """
         for cursor in list(self.cursors.values()):
             if all(req.to_finish is not None for req in cursor.reqs):
-                self._cancel(cursor, self._engine.release_aborted)
+                now_s = self._cancel(cursor, self._engine.release_aborted)
+                self._telemetry.on_cancel(cursor, now_s)
 
     def drop_for_decode(self) -> bool:
         """Drop the least urgent prefill for the memory of a decode step.
@@ -484,7 +504,7 @@ class EventLoop:
         )
         if batch_id is None:
             return False
-        self._restart(self.cursors[batch_id], "decode needs memory")
+        self._restart(self.cursors[batch_id], DECODE_NEEDS_MEMORY)
         return True
 
     def _restart(self, cursor: OperatorCursor, reason: str) -> None:
@@ -495,20 +515,18 @@ class EventLoop:
             [req.rid for req in cursor.reqs],
             cursor.prefill.run_s,
         )
-        self._cancel(cursor, self._engine.requeue, is_restarted=True)
+        now_s = self._cancel(cursor, self._engine.requeue)
+        self._telemetry.on_restart(cursor, now_s, reason=reason)
 
-    def _cancel(
-        self, cursor: OperatorCursor, release: Callable[[Any], None], *, is_restarted: bool = False
-    ) -> None:
+    def _cancel(self, cursor: OperatorCursor, release: Callable[[Any], None]) -> float:
+        """Abandon a prefill; return when."""
         self._forget(cursor)
         now_s = self._clock()
         cursor.cancel(now_s)
         for req in list(cursor.reqs):
             release(req)
-        self._telemetry.on_cancel(
-            cursor, now_s, is_restarted=is_restarted, num_unfinished=len(self.cursors)
-        )
         self._events.post(EventKind.ABORT)
+        return now_s
 
     def _forget(self, cursor: OperatorCursor) -> None:
         del self.cursors[cursor.prefill.batch_id]

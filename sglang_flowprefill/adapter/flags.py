@@ -14,12 +14,15 @@ from typing import Any
 
 from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
 
+from sglang_flowprefill.adapter.state_socket import new_address
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
+from sglang_flowprefill.api.state import STATE_PATH
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
 from sglang_flowprefill.errors import FlowPrefillError
 
 _ATTRIBUTE = "_flowprefill"
+_STATE_ADDRESS_ATTRIBUTE = "_flowprefill_state_address"
 _DEST_PREFIX = "flowprefill_"
 _ATTENTION_ALIAS = "flowprefill_cpu"
 _ATTENTION_BACKEND = "torch_native"  # under which ours is registered; attention.py says why
@@ -89,6 +92,9 @@ def prepare_settings(record: Any) -> None:
         _resolve_attention_alias(record)
         require_supported_settings(record)
         slo_classes_of(record)
+    setattr(record, _STATE_ADDRESS_ATTRIBUTE, new_address())
+    quiet = record.uvicorn_access_log_exclude_prefixes
+    record.uvicorn_access_log_exclude_prefixes = [*quiet, STATE_PATH]  # asked every second
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
     if record.cuda_graph_backend_prefill is None:
@@ -115,6 +121,12 @@ def config_of(record: Any) -> FlowPrefillConfig:
     """Return our settings as they arrived with SGLang's."""
     config: FlowPrefillConfig = getattr(record, _ATTRIBUTE)
     return config
+
+
+def state_address_of(record: Any) -> str:
+    """Return where the scheduler process of a server answers for its state."""
+    address: str = getattr(record, _STATE_ADDRESS_ATTRIBUTE)
+    return address
 
 
 @contextmanager

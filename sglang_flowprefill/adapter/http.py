@@ -8,7 +8,8 @@ from typing import Any
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_flowprefill.adapter.admission import can_reject
-from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
+from sglang_flowprefill.adapter.flags import config_of, slo_classes_of, state_address_of
+from sglang_flowprefill.adapter.live_http import add_live_routes
 from sglang_flowprefill.api.answer import report_abort
 from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
 from sglang_flowprefill.api.slo import SLO_KEYS, HeaderSlo, SloResolver, with_own_fields
@@ -17,7 +18,10 @@ _RESOLVER_ATTRIBUTE = "_flowprefill_resolver"
 
 
 def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
-    """Put ``SloMiddleware`` outermost (BEFORE hook of ``http_server.launch_server``)."""
+    """Put ``SloMiddleware`` outside SGLang's routes, and add ours to them.
+
+    BEFORE hook of ``http_server.launch_server``.
+    """
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (heavy, this process only)
 
     classes = slo_classes_of(server_args)
@@ -27,6 +31,7 @@ def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
         can_reject=can_reject(config_of(server_args), classes),
         has_own_fields=has_slo_fields(),
     )
+    add_live_routes(app, state_address_of(server_args))
 
 
 def has_slo_fields() -> bool:

@@ -1,118 +1,245 @@
 """Prometheus metrics of the scheduler process, under ``sglang_flowprefill_``.
 
+``METRICS`` is all of them, as data: the process makes them from it, ``docs/reference/metrics.md``
+is generated from it, and the tests compare both with a running server. A metric with labels starts
+with every value that is known at the start, at zero, so that a rate over it is never missing.
+
 SGLang collects metrics of all its processes through prometheus_client's multiprocess files, whose
 folder must be in the environment before that library is first imported: hence the late import.
 """
 
-from sglang_flowprefill.core import EventKind
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
-_BLOCKING_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+from sglang_flowprefill.core import EventKind, PredictionError, PrefillBatch, PrefillRequest
+from sglang_flowprefill.core.admission import DEGRADE_REASONS, REJECT_REASONS
+from sglang_flowprefill.core.decision import DROP_REASONS
+
+PREFIX = "sglang_flowprefill_"
+
+_SHORT_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_ROUND_S = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
+_TTFT_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+_REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768)
+_KINDS = tuple(kind.value for kind in EventKind)
+_OUTCOMES = ("finished", "cancelled", "dropped")
+_ENDS = ("stop", "length", "abort")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        name: Without ``PREFIX``; carries the unit.
+        kind: ``counter``, ``gauge`` or ``histogram``.
+        help: What it counts, as Prometheus and the reference show it.
+        labels: Each with the values known beforehand; None: the SLO classes.
+        buckets: Of a histogram.
+        mode: How SGLang's processes add up a gauge.
+    """
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[tuple[str, tuple[str, ...] | None], ...] = ()
+    buckets: tuple[float, ...] = ()
+    mode: str = "livesum"
+
+
+def _counter(name: str, text: str, **labels: tuple[str, ...] | None) -> Metric:
+    return Metric(name, "counter", text, tuple(labels.items()))
+
+
+def _gauge(name: str, text: str, mode: str = "livesum", **labels: None) -> Metric:
+    return Metric(name, "gauge", text, tuple(labels.items()), mode=mode)
+
+
+def _histogram(
+    name: str, text: str, buckets: tuple[float, ...], **labels: tuple[str, ...] | None
+) -> Metric:
+    return Metric(name, "histogram", text, tuple(labels.items()), buckets)
+
+
+METRICS = (
+    # requests
+    _counter("arrivals_total", "Requests that arrived, those that are refused included.",
+             slo_class=None),
+    _counter("rejected_total", "New requests that admission refused.",
+             slo_class=None, reason=REJECT_REASONS),
+    _counter("degraded_total", "New requests that admission put behind all others.",
+             slo_class=None, reason=DEGRADE_REASONS),
+    _gauge("waiting_requests", "Requests that wait for their prefill, at the last round.",
+           slo_class=None),
+    _counter("first_tokens_total", "First tokens, by whether they met their TTFT objective.",
+             slo_class=None, attained=("true", "false")),
+    _histogram("ttft_seconds", "Seconds from arrival to first token.", _TTFT_S, slo_class=None),
+    _counter("completions_total", "Requests whose last token is out, by what ended them.",
+             slo_class=None, end=_ENDS),
+    # scheduling
+    _counter("events_total", "Events that reached the scheduler.", kind=_KINDS),
+    _counter("rounds_total", "Scheduling rounds, by the first of the events that each was for.",
+             cause=_KINDS),
+    _histogram("round_seconds", "Seconds that a scheduling round took to decide.", _ROUND_S),
+    _counter("preemptions_total", "Times an unfinished prefill made way for another."),
+    _counter("resumes_total", "Times a suspended prefill went on, also with its next chunk."),
+    _histogram("blocking_seconds",
+               "Seconds from an event to the yield of the running prefill, at most: counted from "
+               "the last boundary at which nothing had happened.", _SHORT_S),
+    # prefills
+    _counter("prefills_total", "Prefill batches that ended, by how.", outcome=_OUTCOMES),
+    _histogram("prefill_batch_requests", "Requests in a prefill batch, at its start.", _REQUESTS),
+    _histogram("prefill_batch_tokens", "Tokens that a prefill batch computes, at its start.",
+               _TOKENS),
+    _counter("tiles_total", "Row tiles run: parts of operators that are too long as a whole."),
+    _counter("tile_tokens_total", "Tokens in row tiles, once for each operator in tiles."),
+    _gauge("suspended_cursors", "Prefills that stand suspended."),
+    _gauge("suspended_bytes", "Bytes of KV cache and activations that suspended prefills hold."),
+    _counter("restarts_total",
+             "Requests whose unfinished prefill was dropped, to start over later.",
+             reason=DROP_REASONS),
+    _counter("lost_prefill_seconds_total",
+             "Seconds of computation thrown away with dropped prefills."),
+    _gauge("prediction_error_ratio",
+           "Median of abs(actual - predicted) / actual over the last 128 prefills.", "mostrecent"),
+    _gauge("prediction_bias_ratio",
+           "Median of predicted / actual - 1 over the last 128 prefills; positive: predictions "
+           "are too long.", "mostrecent"),
+    # decoding
+    _counter("decode_steps_total", "Decode steps."),
+    _histogram("decode_batch_requests", "Requests in a decode step.", _REQUESTS),
+)  # fmt: skip
 
 
 class Metrics:
-    """Counters and histograms; every method does nothing without ``--enable-metrics``."""
+    """What the scheduler reports; every method does nothing without ``--enable-metrics``.
 
-    def __init__(self, *, is_enabled: bool) -> None:
-        self._is_enabled = is_enabled
-        if not is_enabled:
-            return
-        from prometheus_client import Counter, Gauge, Histogram  # noqa: PLC0415 (see above)
+    Args:
+        is_enabled: False makes nothing at all.
+        class_names: SLO classes known at the start.
 
-        prefix = "sglang_flowprefill_"
-        self._events = Counter(
-            f"{prefix}events_total", "Events that reached the scheduler.", ["kind"]
-        )
-        self._rounds = Counter(
-            f"{prefix}rounds_total",
-            "Scheduling rounds, by the first of the events that each was for.",
-            ["cause"],
-        )
-        self._preemptions = Counter(
-            f"{prefix}preemptions_total", "Times an unfinished prefill made way for another."
-        )
-        self._restarts = Counter(
-            f"{prefix}restarts_total",
-            "Requests whose unfinished prefill was dropped for memory, to start over later.",
-        )
-        self._lost = Counter(
-            f"{prefix}lost_prefill_seconds_total",
-            "Seconds of computation thrown away with dropped prefills.",
-        )
-        self._not_admitted = Counter(
-            f"{prefix}not_admitted_total",
-            "New requests that admission refused (rejected) or put behind all others (degraded).",
-            ["slo_class", "verdict"],
-        )
-        self._suspended = Gauge(
-            f"{prefix}suspended_cursors",
-            "Prefills that stand suspended at an operator boundary.",
-            multiprocess_mode="livesum",
-        )
-        self._blocking = Histogram(
-            f"{prefix}blocking_seconds",
-            "Upper bound of the time from an event to the yield of the running prefill.",
-            buckets=_BLOCKING_BUCKETS_S,
-        )
-        self._prediction_error = Gauge(
-            f"{prefix}prediction_error_ratio",
-            "Median of |actual - predicted| / actual over recent prefills.",
-            multiprocess_mode="mostrecent",
-        )
-        self._prediction_bias = Gauge(
-            f"{prefix}prediction_bias_ratio",
-            "Median of predicted / actual - 1 over recent prefills.",
-            multiprocess_mode="mostrecent",
-        )
-        self._first_tokens = Counter(
-            f"{prefix}first_tokens_total",
-            "First tokens by SLO class and whether they met their TTFT objective.",
-            ["slo_class", "attained"],
-        )
+    Attributes:
+        is_enabled: As given.
+    """
+
+    def __init__(self, *, is_enabled: bool, class_names: Sequence[str]) -> None:
+        self.is_enabled = is_enabled
+        self._waiting_classes = set(class_names)
+        self._tiles_before = (0, 0)
+        self._of: dict[str, Any] = {}
+        if is_enabled:
+            self._of = {spec.name: _made(spec, class_names) for spec in METRICS}
 
     def on_event(self, kind: EventKind) -> None:
         """Count an event."""
-        if self._is_enabled:
-            self._events.labels(kind.value).inc()
+        self._count("events_total", kind.value)
 
-    def on_round(self, cause: EventKind) -> None:
-        """Count a scheduling round."""
-        if self._is_enabled:
-            self._rounds.labels(cause.value).inc()
+    def on_arrival(self, request: PrefillRequest) -> None:
+        """Count a new request."""
+        self._count("arrivals_total", request.slo.class_name)
+
+    def on_not_admitted(self, request: PrefillRequest, reason: str, *, is_rejected: bool) -> None:
+        """Count a request that was refused or put last."""
+        name = "rejected_total" if is_rejected else "degraded_total"
+        self._count(name, request.slo.class_name, reason)
+
+    def on_round(
+        self, cause: EventKind, duration_s: float, waiting: Iterable[PrefillRequest]
+    ) -> None:
+        """Record a scheduling round and the queue that it saw."""
+        if not self.is_enabled:
+            return
+        self._count("rounds_total", cause.value)
+        self._of["round_seconds"].observe(duration_s)
+        num_waiting = Counter(request.slo.class_name for request in waiting)
+        self._waiting_classes |= num_waiting.keys()
+        for name in self._waiting_classes:
+            self._of["waiting_requests"].labels(name).set(num_waiting[name])
 
     def on_preemption(self) -> None:
         """Count a preemption."""
-        if self._is_enabled:
-            self._preemptions.inc()
+        self._count("preemptions_total")
 
-    def on_restart(self, num_requests: int, lost_s: float) -> None:
-        """Count requests that start over, and the computation lost with them."""
-        if self._is_enabled:
-            self._restarts.inc(num_requests)
-            self._lost.inc(lost_s)
+    def on_start(self, prefill: PrefillBatch) -> None:
+        """Record the size of a prefill batch that runs for the first time."""
+        if self.is_enabled:
+            self._of["prefill_batch_requests"].observe(len(prefill.requests))
+            self._of["prefill_batch_tokens"].observe(prefill.num_uncached_tokens)
 
-    def on_suspended(self, num_cursors: int) -> None:
-        """Publish how many prefills stand suspended."""
-        if self._is_enabled:
-            self._suspended.set(num_cursors)
+    def on_resume(self) -> None:
+        """Count a prefill that goes on."""
+        self._count("resumes_total")
 
     def on_yield(self, blocking_s: float) -> None:
         """Record how long an event has waited at most for the running prefill to yield."""
-        if self._is_enabled:
-            self._blocking.observe(blocking_s)
+        if self.is_enabled:
+            self._of["blocking_seconds"].observe(blocking_s)
 
-    def on_not_admitted(self, class_name: str, *, is_rejected: bool) -> None:
-        """Count a request that was refused or put last."""
-        if self._is_enabled:
-            verdict = "rejected" if is_rejected else "degraded"
-            self._not_admitted.labels(class_name, verdict).inc()
+    def on_suspended(self, num_cursors: int, num_bytes: int) -> None:
+        """Publish how many prefills stand suspended, and what they hold."""
+        if self.is_enabled:
+            self._of["suspended_cursors"].set(num_cursors)
+            self._of["suspended_bytes"].set(num_bytes)
 
-    def on_prediction(self, median_absolute_error: float, bias: float) -> None:
+    def on_tiles(self, num_tiles: int, num_tokens: int) -> None:
+        """Count the tiles run since the last call; the numbers are totals."""
+        before, self._tiles_before = self._tiles_before, (num_tiles, num_tokens)
+        if self.is_enabled and num_tiles > before[0]:
+            self._of["tiles_total"].inc(num_tiles - before[0])
+            self._of["tile_tokens_total"].inc(num_tokens - before[1])
+
+    def on_prefill_end(self, outcome: str) -> None:
+        """Count a prefill batch that is over: finished, cancelled or dropped."""
+        self._count("prefills_total", outcome)
+
+    def on_restart(self, prefill: PrefillBatch, reason: str) -> None:
+        """Count requests that start over, and the computation lost with them."""
+        if self.is_enabled:
+            self._of["restarts_total"].labels(reason).inc(len(prefill.requests))
+            self._of["lost_prefill_seconds_total"].inc(prefill.run_s)
+
+    def on_prediction(self, error: PredictionError) -> None:
         """Publish how wrong recent predictions were."""
-        if self._is_enabled:
-            self._prediction_error.set(median_absolute_error)
-            self._prediction_bias.set(bias)
+        if self.is_enabled:
+            self._of["prediction_error_ratio"].set(error.median_absolute)
+            self._of["prediction_bias_ratio"].set(error.bias)
 
-    def on_first_token(self, class_name: str, *, is_attained: bool) -> None:
-        """Count a first token."""
-        if self._is_enabled:
-            self._first_tokens.labels(class_name, str(is_attained).lower()).inc()
+    def on_first_token(self, class_name: str, ttft_s: float, *, is_attained: bool) -> None:
+        """Record a first token."""
+        if self.is_enabled:
+            self._count("first_tokens_total", class_name, str(is_attained).lower())
+            self._of["ttft_seconds"].labels(class_name).observe(ttft_s)
+
+    def on_completion(self, class_name: str, end: str) -> None:
+        """Count a request whose last token is out."""
+        self._count("completions_total", class_name, end)
+
+    def on_decode(self, num_requests: int) -> None:
+        """Record a decode step."""
+        if self.is_enabled:
+            self._count("decode_steps_total")
+            self._of["decode_batch_requests"].observe(num_requests)
+
+    def _count(self, name: str, *labels: str) -> None:
+        if self.is_enabled:
+            counter = self._of[name]
+            (counter.labels(*labels) if labels else counter).inc()
+
+
+def _made(spec: Metric, class_names: Sequence[str]) -> Any:
+    import prometheus_client  # noqa: PLC0415 (see the module docstring)
+
+    kind = getattr(prometheus_client, spec.kind.capitalize())
+    options: dict[str, Any] = {"buckets": spec.buckets} if spec.buckets else {}
+    if spec.kind == "gauge":
+        options["multiprocess_mode"] = spec.mode
+    metric = kind(PREFIX + spec.name, spec.help, [name for name, _ in spec.labels], **options)
+    values = [class_names if known is None else known for _, known in spec.labels]
+    if spec.labels:
+        for combination in product(*values):
+            metric.labels(*combination)
+    return metric

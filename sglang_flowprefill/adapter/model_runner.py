@@ -164,6 +164,16 @@ class PreemptibleModelRunner:
         """What ``measuring_operators`` found, by family of modules."""
         return self._tiling.seconds_per_row
 
+    @property
+    def num_tiles(self) -> int:
+        """Row tiles run so far."""
+        return self._tiling.num_tiles
+
+    @property
+    def num_tile_tokens(self) -> int:
+        """Tokens in them, once for each operator in tiles."""
+        return self._tiling.num_tile_rows
+
     def limit_operators(
         self, seconds_per_row: Mapping[str, float], cost: PrefillCost, max_operator_s: float
     ) -> None:

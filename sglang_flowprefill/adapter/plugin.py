@@ -87,7 +87,7 @@ def _register_scheduler() -> None:
 def _register_http() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
 
-    from sglang_flowprefill.adapter import http  # noqa: PLC0415
+    from sglang_flowprefill.adapter import http, live_http  # noqa: PLC0415
 
     HookRegistry.register(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
@@ -101,4 +101,7 @@ def _register_http() -> None:
     )
     HookRegistry.register(
         "sglang.srt.entrypoints.http_server.launch_server", http.add_middleware, HookType.BEFORE
+    )
+    HookRegistry.register(
+        "sglang.srt.utils.auth.decide_request_auth", live_http.allow_page, HookType.AROUND
     )

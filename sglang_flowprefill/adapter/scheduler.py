@@ -20,7 +20,7 @@ from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
 from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
-from sglang.srt.runtime_context import get_observability
+from sglang.srt.runtime_context import get_observability, get_parallel
 from sglang.srt.utils.common import DynamicGradMode
 
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
@@ -33,7 +33,8 @@ from sglang_flowprefill.adapter.event_sources import (
     MessageSource,
     StressEventSources,
 )
-from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
+from sglang_flowprefill.adapter.flags import config_of, slo_classes_of, state_address_of
+from sglang_flowprefill.adapter.live_state import LiveState
 from sglang_flowprefill.adapter.messages import kinds_of, needs_quiet_engine
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
@@ -56,6 +57,7 @@ from sglang_flowprefill.adapter.requests import (
     scheduler_clock_s,
     update_cached_tokens,
 )
+from sglang_flowprefill.adapter.state_socket import StateServer, address_of_rank
 from sglang_flowprefill.adapter.stress import StressEventLoop
 from sglang_flowprefill.adapter.telemetry import Telemetry
 from sglang_flowprefill.adapter.unsupported import require_supported_scheduler
@@ -114,7 +116,14 @@ class FlowPrefillScheduler(Scheduler):
         timeline = Timeline(Path(config.trace), scheduler_clock_s) if traces else None
         if timeline is not None:
             runner.checkpoint.observer = timeline.on_boundary
-        reports = get_observability().enable_metrics and ranks.is_leader
+        classes = self.slo_resolver.classes
+        default = classes.default
+        ttft_slo_ms = {default.class_name: default.ttft_s * 1000.0, **classes.ttft_slo_ms}
+        live = LiveState(config.policy, config.granularity, ttft_slo_ms, scheduler_clock_s)
+        metrics = Metrics(
+            is_enabled=get_observability().enable_metrics and ranks.is_leader,
+            class_names=[*ttft_slo_ms],
+        )
         # Followers would judge by a prediction of their own; all of them ask everywhere.
         checks_all = config.stress or ranks.size > 1
         self._loop = (StressEventLoop if config.stress else EventLoop)(
@@ -122,11 +131,11 @@ class FlowPrefillScheduler(Scheduler):
             runner=runner,
             events=events,
             policy_name=config.policy,
-            policy=_policy(config, self.slo_resolver.classes, profile),
+            policy=_policy(config, classes, profile),
             calibration=Calibration.from_profile(profile.cost),
             distortion=Distortion(config.prediction_factor, config.prediction_noise),
-            admission=admission_of(config, self.slo_resolver.classes),
-            telemetry=Telemetry(Metrics(is_enabled=reports), timeline),
+            admission=admission_of(config, classes),
+            telemetry=Telemetry(metrics, live, timeline),
             ranks=ranks,
             memory=runner.memory,
             decode_clock=DecodeClock(
@@ -139,6 +148,9 @@ class FlowPrefillScheduler(Scheduler):
             unchecked_s=0.0 if checks_all else config.min_preemption_gain_ms / 1000.0,
             checks_cursors=config.check_cursors,
         )
+        if ranks.is_leader:
+            address = address_of_rank(state_address_of(server_args), get_parallel().dp_rank)
+            self._state_server = StateServer(address, self._loop.live_state)
         logger.info(
             "FlowPrefill is active: policy %s, granularity %s, %d boundaries in %d layers, %s",
             config.policy,
@@ -417,17 +429,19 @@ class FlowPrefillScheduler(Scheduler):
         """True if running requests want a next token."""
         return not self.running_batch.is_empty() and not self.running_batch.is_prefill_only
 
-    def run_decode_step(self) -> None:
-        """Run one decode step of all running requests."""
+    def run_decode_step(self) -> list[Any]:
+        """Run one decode step of all running requests; return those that got a token."""
         self.running_batch.filter_batch()
         batch = self.running_batch
         if not batch.is_empty():
             batch = self.update_running_batch(batch)
         if batch is None or batch.is_empty():
-            return
+            return []
         self.cur_batch_for_debug = batch
         self.process_batch_result(batch, self.run_batch(batch))
+        stepped = list(batch.reqs)
         batch.filter_batch()
+        return stepped
 
     def release_aborted(self, req: Any) -> None:
         """Give back everything of an aborted request whose prefill was cancelled; answer it.
@@ -449,6 +463,11 @@ class FlowPrefillScheduler(Scheduler):
         release_kv_cache(req, self.tree_cache, checkpoint=False)
         req.reset_for_retract()
         self._add_request_to_queue(req, is_retracted=True)
+
+    @staticmethod
+    def is_complete(req: Any) -> bool:
+        """Tell whether a user's request has got its last token."""
+        return req.finished() and not is_health_check_generate_req(req)
 
     @staticmethod
     def counts_for_attainment(req: Any) -> bool:

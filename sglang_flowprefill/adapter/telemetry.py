@@ -1,4 +1,4 @@
-"""What the event loop tells the outside: statistics, Prometheus metrics and the timeline.
+"""What the event loop tells the outside: statistics, metrics, the timeline and live watchers.
 
 The loop reports each thing that happens once, here; who wants to know of it is decided here.
 """
@@ -7,20 +7,27 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from sglang_flowprefill.adapter.live_state import LiveState, Totals
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
+from sglang_flowprefill.api.state import RoundState
 from sglang_flowprefill.core import (
+    BatchState,
     ClassAttainment,
     Decision,
+    Degrade,
     Event,
     EventKind,
     PredictionError,
     PrefillBatch,
     PrefillRequest,
+    Reject,
     SchedulerView,
     StatisticsRecorder,
 )
-from sglang_flowprefill.executor.timeline import Timeline
+from sglang_flowprefill.executor.timeline import CHUNK_FINISHED, Timeline
 
 
 class Telemetry:
@@ -28,27 +35,54 @@ class Telemetry:
 
     Args:
         metrics: Prometheus.
+        live: What watchers ask for.
         timeline: Trace file, if one is wanted.
     """
 
-    def __init__(self, metrics: Metrics, timeline: Timeline | None) -> None:
+    def __init__(self, metrics: Metrics, live: LiveState, timeline: Timeline | None) -> None:
         self._metrics = metrics
+        self._live = live
         self._timeline = timeline
         self._recorder = StatisticsRecorder()
-        self._num_not_admitted: Counter[str] = Counter()
+        self._num_arrived: Counter[str] = Counter()
+        self._num_rejected: Counter[str] = Counter()
+        self._num_degraded: Counter[str] = Counter()
 
     def on_event(self, kind: EventKind) -> None:
         """Something happened that causes a round."""
         self._recorder.num_events[kind] += 1
         self._metrics.on_event(kind)
 
+    def on_arrival(self, request: PrefillRequest) -> None:
+        """A new request came."""
+        self._num_arrived[request.slo.class_name] += 1
+        self._metrics.on_arrival(request)
+
     def on_round(
-        self, events: Sequence[Event], decision: Decision, view: SchedulerView, now_s: float
+        self,
+        events: Sequence[Event],
+        decision: Decision,
+        view: SchedulerView,
+        now_s: float,
+        *,
+        end_s: float,
+        num_decoding: int,
     ) -> None:
-        """A scheduling round decided, caused by the first of these events."""
+        """A scheduling round decided, caused by the first of these events.
+
+        Args:
+            events: All that it was for.
+            decision: What it decided.
+            view: On what grounds.
+            now_s: When it began.
+            end_s: When it had decided.
+            num_decoding: Requests past their prefill.
+        """
         cause = events[0].kind
+        round_ = RoundState(now_s, cause.value, type(decision).__name__, end_s - now_s)
+        self._live.on_round(round_, view.waiting, num_decoding)
         self._recorder.num_rounds_by_cause[cause] += 1
-        self._metrics.on_round(cause)
+        self._metrics.on_round(cause, end_s - now_s, view.waiting)
         if self._timeline is not None:
             self._timeline.on_round(
                 now_s,
@@ -65,11 +99,15 @@ class Telemetry:
         self._recorder.num_preemptions += 1
         self._metrics.on_preemption()
 
-    def on_resume(
-        self, cursor: OperatorCursor, now_s: float, *, reason: str, num_suspended: int
-    ) -> None:
-        """A prefill starts or goes on."""
-        self._metrics.on_suspended(num_suspended)
+    def on_resume(self, cursor: OperatorCursor, now_s: float, *, reason: str) -> None:
+        """A prefill is about to start or to go on."""
+        self._recorder.on_resume(cursor.prefill)
+        self._live.on_resume(cursor, now_s)
+        if cursor.prefill.state is BatchState.SUSPENDED:
+            self._metrics.on_resume()
+        else:
+            self._metrics.on_start(cursor.prefill)
+        self._report_suspended(but=cursor.prefill)
         if self._timeline is not None:
             label = _label(cursor.prefill)
             self._timeline.on_resume(cursor.prefill.batch_id, label, now_s, reason=reason)
@@ -85,50 +123,68 @@ class Telemetry:
             causes: Kinds of the events it made way for.
             blocking_s: Seconds that these have waited for it at most.
         """
+        self._live.on_yield(cursor.prefill, now_s, blocking_s)
         self._metrics.on_yield(blocking_s)
+        self._report_suspended()
         if self._timeline is not None:
             self._timeline.on_yield(
                 cursor.prefill.batch_id, now_s, causes=causes, blocking_s=blocking_s
             )
 
+    def on_tiles(self, num_tiles: int, num_tokens: int) -> None:
+        """So many row tiles have run since the start, and so many tokens in them."""
+        self._metrics.on_tiles(num_tiles, num_tokens)
+
     def on_chunk_end(self, cursor: OperatorCursor, now_s: float) -> None:
         """A forward pass ended that is not the last of its prompt."""
-        self._end_slice(cursor, now_s, "chunk finished")
+        self._end_slice(cursor, now_s, CHUNK_FINISHED)
 
     def on_prefill_end(self, cursor: OperatorCursor, now_s: float) -> None:
         """A prefill has all its first tokens."""
         self._recorder.num_prefills += 1
+        self._metrics.on_prefill_end("finished")
         self._end_slice(cursor, now_s, "finished")
 
-    def on_cancel(
-        self, cursor: OperatorCursor, now_s: float, *, is_restarted: bool, num_unfinished: int
-    ) -> None:
-        """A prefill was abandoned: its requests were aborted, or start over later."""
-        if is_restarted:
-            self._recorder.on_restart(cursor.prefill)
-            self._metrics.on_restart(len(cursor.prefill.requests), cursor.prefill.run_s)
-        else:
-            self._recorder.num_cancelled += 1
-        self._metrics.on_suspended(num_unfinished)
-        self._end_slice(cursor, now_s, "dropped" if is_restarted else "cancelled")
+    def on_cancel(self, cursor: OperatorCursor, now_s: float) -> None:
+        """A prefill was abandoned because its requests were aborted."""
+        self._recorder.num_cancelled += 1
+        self._metrics.on_prefill_end("cancelled")
+        self._end_slice(cursor, now_s, "cancelled")
+
+    def on_restart(self, cursor: OperatorCursor, now_s: float, *, reason: str) -> None:
+        """A prefill was abandoned and its requests start over later."""
+        self._recorder.on_restart(cursor.prefill)
+        self._metrics.on_prefill_end("dropped")
+        self._metrics.on_restart(cursor.prefill, reason)
+        self._end_slice(cursor, now_s, "dropped")
 
     def on_first_token(self, request: PrefillRequest, now_s: float) -> None:
         """A request got its first token."""
         attained = self._recorder.on_first_token(request, now_s)
-        self._metrics.on_first_token(request.slo.class_name, is_attained=attained)
+        ttft_s = now_s - request.arrival_s
+        self._metrics.on_first_token(request.slo.class_name, ttft_s, is_attained=attained)
 
-    def on_not_admitted(self, request: PrefillRequest, *, is_rejected: bool) -> None:
+    def on_completion(self, request: PrefillRequest, end: str) -> None:
+        """A request got its last token, for this reason."""
+        self._metrics.on_completion(request.slo.class_name, end)
+
+    def on_not_admitted(self, request: PrefillRequest, verdict: Degrade | Reject) -> None:
         """A new request was refused, or put behind all others."""
-        self._num_not_admitted["rejected" if is_rejected else "degraded"] += 1
-        self._metrics.on_not_admitted(request.slo.class_name, is_rejected=is_rejected)
+        is_rejected = isinstance(verdict, Reject)
+        counter = self._num_rejected if is_rejected else self._num_degraded
+        counter[request.slo.class_name] += 1
+        self._metrics.on_not_admitted(request, verdict.reason, is_rejected=is_rejected)
 
     def on_prediction(self, error: PredictionError) -> None:
         """The predictor was compared with what a prefill took."""
-        self._metrics.on_prediction(error.median_absolute, error.bias)
+        self._live.on_prediction(error)
+        self._metrics.on_prediction(error)
 
     def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
         """A decode step ran."""
         self._recorder.num_decode_steps += 1
+        self._live.on_decode(start_s, end_s, num_requests)
+        self._metrics.on_decode(num_requests)
         if self._timeline is not None:
             self._timeline.on_decode(start_s, end_s, num_requests=num_requests)
 
@@ -147,12 +203,13 @@ class Telemetry:
                 kind.value: n for kind, n in statistics.num_rounds_by_cause.items()
             },
             "num_preemptions": statistics.num_preemptions,
+            "num_resumes": statistics.num_resumes,
             "num_prefills": statistics.num_prefills,
             "num_cancelled": statistics.num_cancelled,
             "num_restarts": statistics.num_restarts,
             "lost_s": round(statistics.lost_s, 6),
-            "num_rejected": self._num_not_admitted["rejected"],
-            "num_degraded": self._num_not_admitted["degraded"],
+            "num_rejected": self._num_rejected.total(),
+            "num_degraded": self._num_degraded.total(),
             "num_decode_steps": statistics.num_decode_steps,
             "attainment": {
                 name: {"num_finished": a.num_finished, "num_attained": a.num_attained}
@@ -160,12 +217,30 @@ class Telemetry:
             },
         }
 
+    def live_state(self) -> bytes:
+        """Return ``ServerState`` as JSON. May be called in any thread."""
+        totals = Totals(
+            self._recorder.statistics(),
+            dict(self._num_arrived),
+            dict(self._num_rejected),
+            dict(self._num_degraded),
+        )
+        return msgspec.json.encode(self._live.snapshot(totals))
+
     def close(self) -> None:
         """Complete the timeline's file."""
         if self._timeline is not None:
             self._timeline.close()
 
+    def _report_suspended(self, but: PrefillBatch | None = None) -> None:
+        if not self._metrics.is_enabled:
+            return
+        suspended = [prefill for prefill in self._live.suspended() if prefill is not but]
+        self._metrics.on_suspended(len(suspended), sum(p.held_bytes for p in suspended))
+
     def _end_slice(self, cursor: OperatorCursor, now_s: float, outcome: str) -> None:
+        self._live.on_end(cursor.prefill, now_s, outcome)
+        self._report_suspended()
         if self._timeline is not None:
             self._timeline.on_finish(cursor.prefill.batch_id, now_s, outcome=outcome)
 

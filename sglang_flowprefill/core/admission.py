@@ -22,6 +22,14 @@ from sglang_flowprefill.core.scheduler import PrefillScheduler, SchedulerView
 
 AdmissionMode = Literal["off", "reject", "degrade"]
 
+_QUEUE_FULL = "the queue is full"
+_LATE = "predicted to miss its deadline"
+_TOO_LONG = "too long for its deadline on an idle server"
+REJECT_REASONS = (_QUEUE_FULL, _LATE, _TOO_LONG)
+"""Why a request may be refused."""
+DEGRADE_REASONS = (_LATE,)
+"""Why a request may be put behind all others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Admit:
@@ -82,7 +90,7 @@ class AdmissionControl:
         A request that starts over was admitted before; do not ask again.
         """
         if self.max_waiting is not None and len(view.waiting) >= self.max_waiting:
-            return Reject("the queue is full", scheduler.predicted_turnover_s(view))
+            return Reject(_QUEUE_FULL, scheduler.predicted_turnover_s(view))
         if self.mode == "off":
             return Admit("admission control is off")
         own_s = scheduler.predict_s((request,))
@@ -92,7 +100,7 @@ class AdmissionControl:
         if late_s <= 0.0:
             return Admit()
         if self.mode == "degrade":
-            return Degrade("predicted to miss its deadline")
+            return Degrade(_LATE)
         if own_s > allowed_s:
-            return Reject("too long for its deadline on an idle server", math.inf)
-        return Reject("predicted to miss its deadline", late_s)
+            return Reject(_TOO_LONG, math.inf)
+        return Reject(_LATE, late_s)

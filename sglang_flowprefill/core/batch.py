@@ -16,7 +16,7 @@ find no memory for its next chunk; ``num_missing_tokens`` says so.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from sglang_flowprefill.core.request import PrefillRequest
@@ -66,6 +66,7 @@ class PrefillBatch:
         held_bytes: Memory of the activations that it keeps while it stands suspended.
         release_s: Expected seconds from its end until its KV comes free: its members' decoding.
         num_missing_tokens: KV slots that its next chunk lacks. It cannot run while there are any.
+        changed_s: When it came into its present state.
     """
 
     batch_id: int
@@ -78,7 +79,7 @@ class PrefillBatch:
     held_bytes: int = 0
     release_s: float = math.inf
     num_missing_tokens: int = 0
-    _slice_start_s: float = field(default=0.0, repr=False)
+    changed_s: float = 0.0
 
     @property
     def remaining_s(self) -> float:
@@ -95,6 +96,11 @@ class PrefillBatch:
         """Tokens that the prefill computes."""
         return sum(request.num_uncached_tokens for request in self.requests)
 
+    def run_s_at(self, now_s: float) -> float:
+        """Return the seconds it has run by now, those of the present slice included."""
+        is_running = self.state is BatchState.RUNNING
+        return self.run_s + (now_s - self.changed_s if is_running else 0.0)
+
     def apply(self, change: BatchChange, now_s: float) -> None:
         """Change the state and account the time.
 
@@ -105,6 +111,6 @@ class PrefillBatch:
         if key not in _NEXT_STATE:
             raise IllegalTransitionError(self.batch_id, self.state.value, change.value)
         if self.state is BatchState.RUNNING:
-            self.run_s += now_s - self._slice_start_s
+            self.run_s += now_s - self.changed_s
         self.state = _NEXT_STATE[key]
-        self._slice_start_s = now_s
+        self.changed_s = now_s

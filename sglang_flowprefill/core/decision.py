@@ -5,6 +5,13 @@ from dataclasses import dataclass
 
 from sglang_flowprefill.core.request import PrefillRequest
 
+STUCK = "nothing else can run"
+TIGHTER_DEADLINE = "makes room for a tighter deadline"
+DECODE_NEEDS_MEMORY = "decode needs memory"
+QUIET_WANTED = "the engine is wanted quiet"
+DROP_REASONS = (STUCK, TIGHTER_DEADLINE, DECODE_NEEDS_MEMORY, QUIET_WANTED)
+"""Why an unfinished prefill may be dropped."""
+
 
 @dataclass(frozen=True, slots=True)
 class StartBatch:

@@ -27,6 +27,8 @@ from sglang_flowprefill.core.batching import (
 )
 from sglang_flowprefill.core.candidates import CandidateMemo
 from sglang_flowprefill.core.decision import (
+    STUCK,
+    TIGHTER_DEADLINE,
     Decision,
     DropBatches,
     ResumeBatch,
@@ -372,7 +374,7 @@ class PrefillScheduler:
                 first.shortage,
             )
             if victims:
-                reason = "nothing else can run" if is_stuck else "makes room for a tighter deadline"
+                reason = STUCK if is_stuck else TIGHTER_DEADLINE
                 return DropBatches(tuple(b.batch_id for b in victims), reason)
         if found.best is None:
             return self._without_prefill(view)

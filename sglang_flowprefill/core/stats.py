@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from sglang_flowprefill.core.batch import PrefillBatch
+from sglang_flowprefill.core.batch import BatchState, PrefillBatch
 from sglang_flowprefill.core.events import EventKind
 from sglang_flowprefill.core.request import PrefillRequest
 
@@ -34,6 +34,7 @@ class SchedulerStatistics:
         num_events: Events by kind.
         num_rounds_by_cause: Scheduling rounds by the first event that each was for.
         num_preemptions: Times other work was put in front of an unfinished prefill.
+        num_resumes: Times a suspended prefill went on, also with its next chunk.
         num_prefills: Prefill batches that ended.
         num_cancelled: Prefill batches that were cancelled, because all members were aborted or
             their memory was needed.
@@ -46,6 +47,7 @@ class SchedulerStatistics:
     num_events: Mapping[EventKind, int]
     num_rounds_by_cause: Mapping[EventKind, int]
     num_preemptions: int
+    num_resumes: int
     num_prefills: int
     num_cancelled: int
     num_decode_steps: int
@@ -64,6 +66,7 @@ class StatisticsRecorder:
     """Mutable side of ``SchedulerStatistics``."""
 
     num_preemptions: int = 0
+    num_resumes: int = 0
     num_prefills: int = 0
     num_cancelled: int = 0
     num_decode_steps: int = 0
@@ -72,6 +75,10 @@ class StatisticsRecorder:
     num_events: Counter[EventKind] = field(default_factory=Counter)
     num_rounds_by_cause: Counter[EventKind] = field(default_factory=Counter)
     _attainment: dict[str, ClassAttainment] = field(default_factory=dict)
+
+    def on_resume(self, batch: PrefillBatch) -> None:
+        """Count a batch that is about to run, if it ran before."""
+        self.num_resumes += batch.state is BatchState.SUSPENDED
 
     def on_restart(self, batch: PrefillBatch) -> None:
         """Count a cancelled batch whose requests wait again, as a restart of each of them."""
@@ -94,6 +101,7 @@ class StatisticsRecorder:
             num_events=MappingProxyType(dict(self.num_events)),
             num_rounds_by_cause=MappingProxyType(dict(self.num_rounds_by_cause)),
             num_preemptions=self.num_preemptions,
+            num_resumes=self.num_resumes,
             num_prefills=self.num_prefills,
             num_cancelled=self.num_cancelled,
             num_decode_steps=self.num_decode_steps,

@@ -43,6 +43,10 @@ class RowTiling:
         reach: Checkpoint called with the module's name before every tile but the first.
         is_active: Tells whether a preemptible forward pass is running.
         synchronize: Waits for the device; needed to measure on an asynchronous one.
+
+    Attributes:
+        num_tiles: Tiles run so far.
+        num_tile_rows: Rows in them.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class RowTiling:
         self._synchronize = synchronize
         self._families: dict[str, _Family] = {}
         self._is_measuring = False
+        self.num_tiles = 0
+        self.num_tile_rows = 0
 
     def add(
         self,
@@ -129,7 +135,10 @@ class RowTiling:
                 return forward(*args, **kwargs)
             if stoppable is not None:
                 return stoppable(*args, **kwargs)
-            return _run_tiles(forward, reach, tile_rows(rows, max_rows), args, kwargs)
+            step = tile_rows(rows, max_rows)
+            self.num_tiles += math.ceil(rows / step)
+            self.num_tile_rows += rows
+            return _run_tiles(forward, reach, step, args, kwargs)
 
         return tiled
 

@@ -388,6 +388,7 @@ class Simulation:
             self.recorder.num_preemptions += 1
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
+        self.recorder.on_resume(cursor.prefill)
         cursor.prefill.apply(BatchChange.RESUME, self.now_s)
         event_s = self._next_event_s()
         while cursor.operators_s:

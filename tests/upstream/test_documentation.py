@@ -1,10 +1,14 @@
 """The documentation says what the code does."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from sglang_flowprefill.adapter.metrics import METRICS, PREFIX
+from sglang_flowprefill.api import state
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("patches/*.md")])
@@ -20,7 +24,7 @@ def reference_generator():
 
 
 def test_generated_pages_are_up_to_date():
-    """Settings and compatibility pages are what docs/generate_reference.py writes."""
+    """Every page of the reference that is generated is what docs/generate_reference.py writes."""
     generator = reference_generator()
     for name, text in generator.pages().items():
         assert (generator.FOLDER / name).read_text(encoding="utf-8") == text, name
@@ -34,9 +38,65 @@ def test_links_lead_somewhere(page):
     assert [t for t in local if not (page.parent / t).exists()] == []
 
 
-def test_every_metric_is_documented():
-    """docs/reference/metrics.md names exactly the metrics that adapter/metrics.py makes."""
-    source = (ROOT / "sglang_flowprefill/adapter/metrics.py").read_text(encoding="utf-8")
-    made = set(re.findall(r'f"\{prefix\}(\w+)"', source))
-    page = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"^\| `sglang_flowprefill_(\w+)", page, re.MULTILINE)) == made
+DASHBOARD = json.loads((ROOT / "docs/grafana/flowprefill.json").read_text(encoding="utf-8"))
+EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def labels_by_series():
+    """Return the labels of every time series that our metrics make, by its full name."""
+    series = {}
+    for metric in METRICS:
+        labels = {name for name, _ in metric.labels}
+        if metric.kind == "histogram":
+            series |= {f"{PREFIX}{metric.name}_{end}": labels for end in ("sum", "count")}
+            series[f"{PREFIX}{metric.name}_bucket"] = labels | {"le"}
+        else:
+            series[PREFIX + metric.name] = labels
+    return series
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_the_dashboard_asks_for_what_exists(expression):
+    """Each expression is balanced, of series that exist, and sorts by labels that they have."""
+    assert expression.count("(") == expression.count(")")
+    series = labels_by_series()
+    asked = re.findall(rf"({PREFIX}\w+)\{{([^}}]*)\}}", expression)
+    assert asked
+    assert len(asked) == expression.count(PREFIX)
+    for name, matchers in asked:
+        assert name in series
+        known = series[name] | {"instance"}  # which Prometheus adds
+        assert set(re.findall(r"(\w+)=", matchers)) <= known
+        for grouping in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(grouping.split(", ")) <= known
+
+
+def test_the_dashboard_shows_every_metric():
+    """No metric is left out of the dashboard, and every panel has a unit and its own place."""
+    asked = {
+        re.sub(r"_(?:bucket|sum|count)$", "", name)
+        for expression in EXPRESSIONS
+        for name in re.findall(rf"{PREFIX}\w+", expression)
+    }
+    assert asked == {PREFIX + metric.name for metric in METRICS}
+    places = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+    assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in DASHBOARD["panels"])
+
+
+def test_the_legends_name_labels_of_their_expression():
+    """What a legend says of a line is a label by which its expression is sorted."""
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            sorted_by = ", ".join(re.findall(r"by \(([^)]*)\)", target["expr"]))
+            assert named <= set(sorted_by.split(", ")), target
+
+
+def test_every_field_of_the_state_is_documented():
+    """Each field of each record of the state has its line in the record's docstring, and back."""
+    generator = reference_generator()
+    records = [r for r in vars(state).values() if getattr(r, "__struct_fields__", None)]
+    assert len(records) > 5
+    for record in records:
+        assert set(generator.attribute_texts(record)) == set(record.__struct_fields__), record
