@@ -21,6 +21,7 @@ from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
 from bench.errors import BenchError
+from bench.goodput_report.command import add_report_arguments, run_report
 from bench.gpu.command import run_gpu
 from bench.gpu.options import add_gpu_arguments
 from bench.kernels.command import add_kernel_arguments, run_kernels
@@ -122,6 +123,12 @@ def _commands() -> dict[str, _Command]:
             run_gpu,
             (add_gpu_arguments,),
             results / "gpu",
+        ),
+        "report": _Command(
+            "make one page, with pictures, of results of goodput",
+            run_report,
+            (add_report_arguments,),
+            results / "report",
         ),
         "generate": _Command(
             "write a workload as a trace file",
