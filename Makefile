@@ -48,13 +48,14 @@ MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
 .PHONY: help serve setup model test lint test-unit test-triton test-server gpu-check peers
-.PHONY: clean clean-peers demo-clean
+.PHONY: browser clean clean-peers demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
 	@echo 'make setup        install everything and convert the embedded model'
 	@echo 'make test         lint, unit tests and tests with a real server'
 	@echo 'make lint | test-unit | test-triton | test-server'
+	@echo 'make browser      install Chromium, which tests of pages need, unless it is there'
 	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
 	@echo 'make clean        remove .venv and the caches of tools; make clean-peers: .venv-peers'
@@ -79,7 +80,18 @@ lint: $(TOOLS_STAMP)
 	$(BIN)/mypy
 	$(BIN)/codespell
 
-test-unit: $(TOOLS_STAMP)
+# The one part of the set-up outside this folder: no Chromium comes from PyPI.
+browser:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo 'make: tests of pages need the programs chromium and chromedriver on PATH.'; \
+	  echo 'On Debian: sudo apt-get install chromium chromium-driver'; exit 1; fi; \
+	printf '\n\033[1m==> Chromium, for tests of pages\033[0m\n'; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	apt-get update -qq; \
+	apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core
+
+test-unit: $(TOOLS_STAMP) browser
 	$(SAY) 'Tests without a server'
 	$(BIN)/python -m pytest -m 'not gpu and not server and not triton'
 
@@ -87,7 +99,7 @@ test-triton: $(REAL_TRITON_STAMP)
 	$(SAY) 'Triton kernels in its interpreter'
 	PYTHONPATH=$(REAL_TRITON) TRITON_INTERPRET=1 $(BIN)/python -m pytest -m triton tests/triton
 
-test-server: $(TOOLS_STAMP) model
+test-server: $(TOOLS_STAMP) browser model
 	$(SAY) 'Tests with a real server (minutes)'
 	$(BIN)/python -m pytest -m server
 

@@ -1,0 +1,5 @@
+"""Fixtures of tests in several folders."""
+
+from tests.browser import browser
+
+__all__ = ["browser"]
