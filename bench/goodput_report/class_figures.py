@@ -8,7 +8,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from bench.goodput.result import GoodputResult, Probe
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.picture import GRID, INK, Picture, SeriesStyles, canvas, save
 from bench.goodput_report.selection import (
     class_shares,
     common_rate,
@@ -17,6 +16,7 @@ from bench.goodput_report.selection import (
     whole_probes_at,
 )
 from bench.metrics import rows_by_class
+from bench.picture import GRID, INK, Picture, SeriesStyles, canvas, save
 
 
 def draw_ttft(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:

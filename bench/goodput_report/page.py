@@ -8,10 +8,10 @@ import jinja2
 
 from bench.goodput.result import GoodputResult
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.picture import Picture
 from bench.goodput_report.selection import reference_scale
 from bench.goodput_report.tables import Table
 from bench.goodput_report.targets import Verdict
+from bench.picture import Picture
 
 _TEMPLATE = "page.html.jinja"
 
