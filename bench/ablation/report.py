@@ -59,7 +59,7 @@ def _cells(
 
 def _gain(level: AblationLevel, reference: AblationLevel | None) -> str:
     """Write the difference in points, seed by seed."""
-    gain = None if reference in {None, level} else level.gain_over(reference)
+    gain = None if reference is None or reference is level else level.gain_over(reference)
     if gain is None:
         return _NOTHING
     return f"{gain.median * 100:+.1f} ({gain.least * 100:+.1f} to {gain.most * 100:+.1f})"

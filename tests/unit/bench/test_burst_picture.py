@@ -42,7 +42,7 @@ def test_the_picture_counts_suspensions(tmp_path):
     assert (tmp_path / "burst.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("text", ["no trace", "[]"])
+@pytest.mark.parametrize("text", ["no trace", "[\n]\n"])
 def test_a_timeline_without_a_burst_is_refused(tmp_path, text):
     """Neither another file nor one in which nothing was suspended makes a picture."""
     path = tmp_path / "trace.json"
