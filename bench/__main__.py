@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.ablation.command import add_ablation_arguments, run_ablation
 from bench.agreement import add_agreement_arguments, run_agreement
 from bench.arguments import (
     add_replay_arguments,
@@ -20,9 +21,11 @@ from bench.arguments import (
 from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
+from bench.demo.command import add_demo_arguments, run_demo
 from bench.errors import BenchError
 from bench.goodput.command import run_goodput
 from bench.goodput.options import add_goodput_arguments
+from bench.goodput_report.command import add_report_arguments, run_report
 from bench.gpu.command import run_gpu
 from bench.gpu.options import add_gpu_arguments
 from bench.kernels.command import add_kernel_arguments, run_kernels
@@ -77,6 +80,12 @@ def _commands() -> dict[str, _Command]:
             (*replaying, add_load_arguments, to_ours, add_server_arguments),
             results / "load",
         ),
+        "ablation": _Command(
+            "replay the same requests with one setting of FlowPrefill changed at a time",
+            run_ablation,
+            (*replaying, add_ablation_arguments, to_ours, add_server_arguments),
+            results / "ablation",
+        ),
         "replay": _Command(
             "replay against a server that is running",
             run_replay,
@@ -130,6 +139,18 @@ def _commands() -> dict[str, _Command]:
             run_gpu,
             (add_gpu_arguments,),
             results / "gpu",
+        ),
+        "demo": _Command(
+            "stock SGLang and FlowPrefill under the same burst, watched live (minutes)",
+            run_demo,
+            (add_demo_arguments,),
+            results / "demo",
+        ),
+        "report": _Command(
+            "make one page, with pictures, of results of goodput",
+            run_report,
+            (add_report_arguments,),
+            results / "report",
         ),
         "generate": _Command(
             "write a workload as a trace file",

@@ -12,6 +12,7 @@ FlowPrefillError
 │                            message of the command that asked
 ├── ProfileError             measured prefill costs cannot be read: ends the command that wants them
 ├── PatchError               SGLang cannot be patched, or not back: ends ``patch``, changes nothing
+├── BenchUnavailableError    packages that the bench needs are missing: ends the command
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
@@ -76,6 +77,10 @@ class ProfileError(FlowPrefillError):
 
 class PatchError(FlowPrefillError):
     """The installed SGLang is not in a state to be patched or reverted, or a patch is wrong."""
+
+
+class BenchUnavailableError(FlowPrefillError):
+    """The bench cannot be loaded."""
 
 
 class ModelConversionError(FlowPrefillError):

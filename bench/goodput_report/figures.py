@@ -1,0 +1,197 @@
+"""Pictures of how much load systems bear; None is returned where data for one lack."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+
+from bench.goodput.result import GoodputResult, Probe, SystemResult
+from bench.goodput_report.options import ReportOptions
+from bench.goodput_report.selection import (
+    common_rate,
+    drawn_systems,
+    probes_at,
+    ranked,
+    reference_scale,
+)
+from bench.picture import INK, Picture, SeriesStyles, canvas, save
+
+
+def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:
+    """Draw a bar for each system: median of max goodput, its seeds as dots, the physical limit."""
+    scale = reference_scale(result)
+    systems = [s for s in ranked(result, options, scale) if s.max_rates(scale, options.goal)]
+    subject = result.systems.get(options.subject)
+    limit = None if subject is None else subject.physical_limit_per_s
+    with canvas(0.9 + 0.3 * len(systems)) as (figure, (axis,)):
+        for place, system in enumerate(systems):
+            _draw_bar(axis, place, system, options, scale)
+        if limit is not None:
+            axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
+            axis.annotate(
+                f"physical limit {limit:.2f}",
+                (limit, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(-3, 2),
+                textcoords="offset points",
+                ha="right",
+            )
+        axis.set_yticks(range(len(systems)), [system.name for system in systems])
+        axis.invert_yaxis()
+        axis.grid(visible=False, axis="y")
+        axis.set_xlim(left=0)
+        axis.margins(x=0.12)
+        axis.set_xlabel("requests/s")
+        return save(
+            figure,
+            "goodput",
+            f"Max goodput: {options.goal:.0%} in time",
+            "Bar: median over seeds; line: least to most; dots: seeds. Blue: the subject; "
+            "orange: peers; green: other settings of the subject. The dashed line is where the "
+            "subject's unloaded prefills would fill all time.",
+            folder,
+        )
+
+
+def _draw_bar(
+    axis: Axes, place: int, system: SystemResult, options: ReportOptions, scale: float
+) -> None:
+    rates = system.max_rates(scale, options.goal)
+    styles = SeriesStyles(["subject", "peer", "setting"])
+    role = "peer" if options.is_peer(system.name) else "setting"
+    colour = styles.colour("subject" if system.name == options.subject else role)
+    axis.barh(place, median(rates), 0.62, color=colour, alpha=0.85)
+    axis.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1.2)
+    axis.plot(rates, [place] * len(rates), ".", color=INK, markersize=4)
+    axis.annotate(
+        f"{median(rates):.2f}",
+        (max(rates), place),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+    )
+
+
+def draw_attainment(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:
+    """Draw attainment of all requests against the offered rate."""
+    scale = reference_scale(result)
+    systems = drawn_systems(result, options)
+    styles = SeriesStyles([system.name for system in systems])
+    with canvas(3.6) as (figure, (axis,)):
+        for system in systems:
+            probes = [p for p in system.probes if p.slo_scale == scale]
+            _draw_probes(axis, probes, styles.line(system.name))
+        _goal_line(axis, options)
+        axis.set(xlabel="offered requests/s", xscale="log", ylim=(0, 1.03))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside lower center", ncols=2)
+        return save(
+            figure,
+            "attainment",
+            "In time, by offered rate",
+            "A filled marker is one replay of one seed; the line joins medians of each rate. "
+            "Hollow markers are replays that were ended once the goal was out of reach: the most "
+            "that they could have attained." + _left_out(result, systems),
+            folder,
+        )
+
+
+def _draw_probes(axis: Axes, probes: Sequence[Probe], style: dict[str, Any]) -> None:
+    points = {"marker": style["marker"], "color": style["color"], "linestyle": "none"}
+    whole = [p for p in probes if not p.is_abandoned]
+    ended = [p for p in probes if p.is_abandoned]
+    axis.plot([p.rate_per_s for p in whole], [p.attained for p in whole], alpha=0.75, **points)
+    axis.plot(
+        [p.rate_per_s for p in ended],
+        [p.attained for p in ended],
+        markerfacecolor="none",
+        alpha=0.75,
+        **points,
+    )
+    rates = sorted({p.rate_per_s for p in probes})
+    middles = [median(p.attained for p in probes if p.rate_per_s == rate) for rate in rates]
+    axis.plot(rates, middles, **style | {"marker": "none", "label": None})
+    axis.plot([], [], **style)  # the legend's, with both line and marker
+
+
+def _goal_line(axis: Axes, options: ReportOptions) -> None:
+    axis.axhline(options.goal, color=INK, linewidth=0.9, linestyle=":")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.annotate(
+        f"goal {options.goal:.0%}",
+        (1.0, options.goal),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -10),
+        textcoords="offset points",
+        ha="right",
+    )
+
+
+def draw_slo_scales(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:
+    """Draw max goodput, and attainment at one rate, against the objective scale."""
+    scales = result.slo_scales()
+    if len(scales) < 2:
+        return None
+    systems = drawn_systems(result, options)
+    styles = SeriesStyles([system.name for system in systems])
+    rate = common_rate(systems, scales)
+    with canvas(5.4 if rate else 3.4, num_rows=2 if rate else 1) as (figure, axes):
+        for system in systems:
+            found = {s: system.max_rates(s, options.goal) for s in scales}
+            known = {s: rates for s, rates in found.items() if rates}
+            middles = [median(rates) for rates in known.values()]
+            bars = [
+                [m - min(rates) for m, rates in zip(middles, known.values(), strict=True)],
+                [max(rates) - m for m, rates in zip(middles, known.values(), strict=True)],
+            ]
+            axes[0].errorbar(list(known), middles, bars, capsize=2, **styles.line(system.name))
+        axes[0].set(ylabel="max goodput, requests/s", xlabel="scale of all TTFT objectives")
+        axes[0].set_ylim(bottom=0)
+        if rate is not None:
+            _draw_attainment_by_scale(axes[1], systems, scales, rate, styles)
+            _goal_line(axes[1], options)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        below = f" Below: share in time at {rate:.2f} requests/s." if rate else ""
+        return save(
+            figure,
+            "slo-scale",
+            "Tighter and looser objectives",
+            "Every objective times the scale, each scale replayed anew. Median and range over "
+            f"seeds.{below} Hollow: at most this much.",
+            folder,
+        )
+
+
+def _draw_attainment_by_scale(
+    axis: Axes,
+    systems: Sequence[SystemResult],
+    scales: Sequence[float],
+    rate: float,
+    styles: SeriesStyles,
+) -> None:
+    for system in systems:
+        found = {scale: probes_at(system, scale, rate) for scale in scales}
+        known = {scale: probes for scale, probes in found.items() if probes}
+        style = styles.line(system.name)
+        middles = [median(p.attained for p in probes) for probes in known.values()]
+        axis.plot(list(known), middles, **style | {"marker": "none"})
+        for (scale, probes), middle in zip(known.items(), middles, strict=True):
+            is_bound = any(p.is_abandoned for p in probes)
+            face = "none" if is_bound else style["color"]
+            axis.plot(scale, middle, style["marker"], color=style["color"], markerfacecolor=face)
+    axis.set(
+        xlabel="scale of all TTFT objectives",
+        ylabel=f"in time at {rate:.2f} requests/s",
+        ylim=(0, 1.03),
+    )
+
+
+def _left_out(result: GoodputResult, shown: Sequence[SystemResult]) -> str:
+    names = {system.name for system in shown}
+    others = [name for name in result.systems if name not in names]
+    return f" In the table only: {', '.join(others)}." if others else ""

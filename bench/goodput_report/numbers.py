@@ -1,0 +1,60 @@
+"""Numbers as text, with no more digits than their spread supports."""
+
+import math
+from collections.abc import Sequence
+
+from bench.paired import Spread, spread
+
+NOTHING = "-"
+# A search ends once its bracket is this narrow, so a single rate is no better known than that.
+_SEARCH_TOLERANCE = 0.025
+_MAX_DIGITS = 3
+
+
+def digits_for(value: float, uncertainty: float) -> int:
+    """Return the digits after the point that an uncertainty leaves meaningful.
+
+    >>> digits_for(2.934, 0.05), digits_for(2.934, 0.3), digits_for(41.0, 8.0)
+    (2, 1, 0)
+    """
+    if uncertainty <= 0.0:
+        return 1 if abs(value) >= 1.0 else 2
+    return min(_MAX_DIGITS, max(0, -math.floor(math.log10(uncertainty))))
+
+
+def spread_text(value: Spread | None, *, least_uncertainty: float | None = None) -> str:
+    """Write median and range; only the median where all values look the same.
+
+    Args:
+        value: What to write; None is a dash.
+        least_uncertainty: The value is no better known than this, however close the values are
+            to each other; None: than the tolerance of a search.
+
+    >>> spread_text(Spread(2.934, 2.881, 3.004))
+    '2.93 (2.88 to 3.00)'
+    >>> spread_text(Spread(0.41, 0.41, 0.41)), spread_text(None)
+    ('0.41', '-')
+    """
+    if value is None:
+        return NOTHING
+    floor = _SEARCH_TOLERANCE * value.median if least_uncertainty is None else least_uncertainty
+    digits = digits_for(value.median, max((value.most - value.least) / 2, floor))
+    text = value.text(digits)
+    middle, least, most = (f"{x:.{digits}f}" for x in (value.median, value.least, value.most))
+    return middle if least == most else text
+
+
+def share_text(shares: Sequence[float], num_requests: int) -> str:
+    """Write shares of requests as percent, no finer than one request of each replay.
+
+    >>> share_text([0.9083, 0.925, 0.9167], 120)
+    '91.7 % (90.8 to 92.5)'
+    >>> share_text([0.95], 20), share_text([], 120)
+    ('95 %', '-')
+    """
+    if not shares:
+        return NOTHING
+    percent = spread([share * 100 for share in shares])
+    text = spread_text(percent, least_uncertainty=100 / num_requests)
+    middle, bracket, rest = text.partition(" (")
+    return f"{middle} %{bracket}{rest}"

@@ -1,0 +1,121 @@
+"""Which systems, rates and probes of a result a report shows."""
+
+from collections.abc import Sequence
+
+from bench.errors import UsageError
+from bench.goodput.result import GoodputResult, Probe, SystemResult
+from bench.goodput_report.options import ReportOptions
+
+_MAX_LINES = 7  # more cannot be told apart
+_SAME_RATE = 0.025  # a probe this near to a stated rate counts as one at it
+
+
+def reference_scale(result: GoodputResult) -> float:
+    """Return the objective scale that headline numbers are of: 1, or the nearest searched.
+
+    Raises:
+        UsageError: No search of the result came to an end.
+    """
+    scales = result.slo_scales()
+    if not scales:
+        raise UsageError(
+            f"no search has come to an end in {result.title!r}; run bench goodput again with the "
+            "same --out, it goes on where it was"
+        )
+    return min(scales, key=lambda scale: abs(scale - 1.0))
+
+
+def median_goodput(system: SystemResult, scale: float, goal: float) -> float:
+    """Return the median of max goodput; -1 where it was not searched, which sorts last."""
+    found = system.goodput(scale, goal)
+    return -1.0 if found is None else found.median
+
+
+def best_peer(result: GoodputResult, options: ReportOptions, scale: float) -> SystemResult | None:
+    """Return the peer with the highest median at an objective scale; None if there is none."""
+    peers = [
+        system
+        for system in result.systems.values()
+        if options.is_peer(system.name) and system.goodput(scale, options.goal) is not None
+    ]
+    return max(peers, key=lambda peer: median_goodput(peer, scale, options.goal), default=None)
+
+
+def ranked(result: GoodputResult, options: ReportOptions, scale: float) -> list[SystemResult]:
+    """Return systems by max goodput, best first."""
+    return sorted(
+        result.systems.values(),
+        key=lambda system: median_goodput(system, scale, options.goal),
+        reverse=True,
+    )
+
+
+def drawn_systems(result: GoodputResult, options: ReportOptions) -> list[SystemResult]:
+    """Return the systems that pictures of lines show: subject, baseline, then the best."""
+    scale = reference_scale(result)
+    best = ranked(result, options, scale)
+    first = [s for s in best if s.name in {options.subject, options.baseline}]
+    others = [s for s in best if s not in first]
+    shown = [*first, *others][:_MAX_LINES]
+    return [s for s in best if s in shown]
+
+
+def class_shares(
+    system: SystemResult, options: ReportOptions, scale: float
+) -> dict[str, list[float]]:
+    """Return each class's shares over seeds, at the highest passing rate of each seed."""
+    shares: dict[str, list[float]] = {}
+    for search in system.searches:
+        if (search.slo_scale, search.goal) != (scale, options.goal):
+            continue
+        probe = system.best_probe(search)
+        for name, share in ({} if probe is None else probe.class_attained).items():
+            shares.setdefault(name, []).append(share)
+    return shares
+
+
+def common_rate(
+    systems: Sequence[SystemResult],
+    scales: Sequence[float],
+    *,
+    whole_only: bool = False,
+) -> float | None:
+    """Return the rate that most systems were measured at in most scales, the highest of several.
+
+    Searches choose their own rates, so that only few are common to all.
+    """
+    rates = {p.rate_per_s for s in systems for p in s.probes if not (whole_only and p.is_abandoned)}
+    at = whole_probes_at if whole_only else probes_at
+    covered = {
+        rate: sum(bool(at(system, scale, rate)) for system in systems for scale in scales)
+        for rate in rates
+    }
+    if not covered or max(covered.values()) < 2:
+        return None
+    best = max(covered.values())
+    return max(rate for rate, count in covered.items() if count == best)
+
+
+def probes_at(system: SystemResult, scale: float, rate: float) -> list[Probe]:
+    """Return the probes of one objective scale at about a rate."""
+    return [
+        p
+        for p in system.probes
+        if p.slo_scale == scale and abs(p.rate_per_s / rate - 1) <= _SAME_RATE
+    ]
+
+
+def whole_probes_at(system: SystemResult, scale: float, rate: float) -> list[Probe]:
+    """Return those that were not ended early."""
+    return [p for p in probes_at(system, scale, rate) if not p.is_abandoned]
+
+
+def worst_shares(system: SystemResult, scale: float, goal: float) -> list[float]:
+    """Return the share of the worst class at each seed's highest passing rate."""
+    probes = [
+        system.best_probe(search)
+        for search in system.searches
+        if search.slo_scale == scale and search.goal == goal
+    ]
+    worst = [probe.worst_class for probe in probes if probe is not None]
+    return [named[1] for named in worst if named is not None]

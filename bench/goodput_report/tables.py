@@ -1,0 +1,104 @@
+"""Tables of a report: headings and rows of text, ready for a page."""
+
+from statistics import median
+
+from bench.goodput.result import GoodputResult, SystemResult
+from bench.goodput_report.numbers import NOTHING, share_text, spread_text
+from bench.goodput_report.options import ReportOptions
+from bench.goodput_report.selection import class_shares, ranked, reference_scale, worst_shares
+from bench.metrics import percentile
+from bench.page import Table, command_text
+
+
+def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
+    """Max goodput of every system at every goal, and the worst class at the report's goal."""
+    scale, goals = reference_scale(result), result.goals()
+    rows = []
+    for system in ranked(result, options, scale):
+        by_goal = [spread_text(system.goodput(scale, goal)) for goal in goals]
+        worst = share_text(worst_shares(system, scale, options.goal), num_requests(system))
+        rows.append((system.name, *by_goal, worst))
+    headings = ("system", *(f"requests/s, {goal:.0%} in time" for goal in goals))
+    return Table(
+        "max-goodput",
+        "Max goodput, median (least to most) over seeds, with the worst class at "
+        f"{options.goal:.0%}",
+        (*headings, "worst class in time"),
+        rows,
+    )
+
+
+def scale_table(result: GoodputResult, options: ReportOptions) -> Table | None:
+    """Max goodput of every system at every objective scale; None with one scale."""
+    scales = result.slo_scales()
+    if len(scales) < 2:
+        return None
+    rows = [
+        (system.name, *(spread_text(system.goodput(scale, options.goal)) for scale in scales))
+        for system in ranked(result, options, reference_scale(result))
+    ]
+    return Table(
+        "max-goodput-by-scale",
+        f"Max goodput, requests/s with {options.goal:.0%} in time, by scale of all objectives",
+        ("system", *(f"x{scale:g}" for scale in scales)),
+        rows,
+    )
+
+
+def class_table(result: GoodputResult, options: ReportOptions) -> Table:
+    """Each class's share in time, each system at its own max goodput."""
+    scale = reference_scale(result)
+    rows = []
+    for system in ranked(result, options, scale):
+        shares = class_shares(system, options, scale)
+        cells = [
+            share_text(shares.get(name, []), num_requests(system, name))
+            for name in result.class_slos_s
+        ]
+        rows.append((system.name, *cells))
+    headings = [f"{name}: {slo * scale:g} s" for name, slo in result.class_slos_s.items()]
+    return Table(
+        "classes-at-max-goodput",
+        "In time by class and objective, each system at its own max goodput",
+        ("system", *headings),
+        rows,
+    )
+
+
+def settings_table(result: GoodputResult, options: ReportOptions) -> Table:
+    """How every system was started, with the lateness of the client beside it."""
+    rows = []
+    for system in ranked(result, options, reference_scale(result)):
+        info = system.server.get("server_info", {})
+        rows.append(
+            (
+                system.name,
+                str(info.get("version", NOTHING)),
+                command_text(system.server),
+                f"{len(system.probes)}",
+                client_lateness(system),
+            )
+        )
+    return Table(
+        "settings",
+        "All systems: version, how they were started, replays, and how late the client was",
+        ("system", "version", "environment and command", "replays", "client late, p99 ms"),
+        rows,
+        is_text=True,
+    )
+
+
+def client_lateness(system: SystemResult) -> str:
+    """Return the 99th percentile of the client's lateness over all replays, in ms."""
+    late_s = [row.lateness_s for probe in system.probes for row in probe.rows]
+    return f"{percentile(late_s, 0.99) * 1000:.1f}" if late_s else NOTHING
+
+
+def num_requests(system: SystemResult, slo_class: str | None = None) -> int:
+    """Return how many requests, of a class, a whole replay holds; at least 1."""
+    counts = [
+        sum(slo_class in {None, row.slo_class} for row in probe.rows)
+        for probe in system.probes
+        if not probe.is_abandoned
+    ]
+    return max(1, round(median(counts))) if counts else 1

@@ -1,0 +1,169 @@
+"""Plain sentences on how the subject of a report compares, each with its target.
+
+Ratios are taken seed by seed, since both systems replayed the same requests, and stated with
+their spread. A system that met the goal at no rate leaves a bound: its true maximum is below the
+lowest rate at which it failed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from bench.goodput.result import GoodputResult, Search, SystemResult
+from bench.goodput_report.numbers import spread_text
+from bench.goodput_report.options import ReportOptions
+from bench.goodput_report.selection import best_peer, reference_scale, worst_shares
+from bench.paired import Spread, spread
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One target, judged.
+
+    Attributes:
+        claim: What was measured, in a sentence without its full stop.
+        outcome: ``met``, ``missed``, or ``met in the median`` where some seed missed it.
+        detail: The target and by how much.
+    """
+
+    claim: str
+    outcome: str
+    detail: str
+
+
+def judge(result: GoodputResult, options: ReportOptions) -> list[Verdict]:
+    """Judge what the result allows to judge."""
+    subject = result.systems.get(options.subject)
+    if subject is None:
+        return []
+    scale = reference_scale(result)
+    tightest = min(result.slo_scales())
+    targets = options.targets
+    verdicts = [
+        _against_baseline(result, subject, options, scale),
+        _against_limit(subject, options, scale),
+        _against_best_peer(result, subject, options, scale, targets.ratio_to_best_peer),
+        _worst_class(result, subject, options, scale),
+    ]
+    if tightest < scale:
+        target = targets.tight_ratio_to_best_peer
+        verdicts.append(_against_best_peer(result, subject, options, tightest, target))
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _against_baseline(
+    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
+) -> Verdict | None:
+    baseline = result.systems.get(options.baseline)
+    if baseline is None:
+        return None
+    target = options.targets.ratio_to_baseline
+    return _ratio_verdict(subject, baseline, options.goal, scale, target)
+
+
+def _against_best_peer(
+    result: GoodputResult,
+    subject: SystemResult,
+    options: ReportOptions,
+    scale: float,
+    target: float,
+) -> Verdict | None:
+    peer = best_peer(result, options, scale)
+    if peer is None:
+        return None
+    return _ratio_verdict(subject, peer, options.goal, scale, target, what="the best peer, ")
+
+
+def _ratio_verdict(
+    subject: SystemResult,
+    other: SystemResult,
+    goal: float,
+    scale: float,
+    target: float,
+    *,
+    what: str = "",
+) -> Verdict | None:
+    pairs = _pairs(subject, other, scale, goal)
+    if not pairs:
+        return None
+    is_bound = any(theirs.max_rate_per_s == 0.0 for _, theirs in pairs)
+    ratios = spread(
+        [
+            ours.max_rate_per_s / (theirs.max_rate_per_s or theirs.failed_rate_per_s)
+            for ours, theirs in pairs
+        ]
+    )
+    at_least = "more than " if is_bound else ""
+    claim = (
+        f"Max goodput of {subject.name} is {at_least}{spread_text(ratios)} times that of "
+        f"{what}{other.name}, with objectives x{scale:g}, over {_seeds(len(pairs))}"
+    )
+    if is_bound:
+        claim += f" ({other.name} met the goal at no rate offered)"
+    return Verdict(claim, *_compare(ratios, target, "times", is_bound=is_bound))
+
+
+def _against_limit(subject: SystemResult, options: ReportOptions, scale: float) -> Verdict | None:
+    limit = subject.physical_limit_per_s
+    rates = subject.max_rates(scale, options.goal)
+    if limit is None or not rates:
+        return None
+    shares = spread([rate / limit * 100 for rate in rates])
+    claim = (
+        f"Max goodput of {subject.name} is {spread_text(shares)} % of the physical limit, the "
+        f"{limit:.2f} requests/s at which its unloaded prefills would fill all time"
+    )
+    return Verdict(claim, *_compare(shares, options.targets.share_of_limit * 100, "%"))
+
+
+def _worst_class(
+    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
+) -> Verdict | None:
+    """Compare worst classes, each system at its own highest passing rate."""
+    peer = best_peer(result, options, scale)
+    if peer is None:
+        return None
+    ours = worst_shares(subject, scale, options.goal)
+    theirs = worst_shares(peer, scale, options.goal)
+    if not ours or not theirs:
+        return None
+    gap = (median(ours) - median(theirs)) * 100
+    claim = (
+        f"At its own max goodput the worst class of {subject.name} is in time in "
+        f"{median(ours):.1%} of cases, that of the best peer, {peer.name}, in {median(theirs):.1%}"
+    )
+    outcome = "met" if gap >= 0 else "missed"
+    return Verdict(claim, outcome, f"target: no worse; the difference is {gap:+.1f} points")
+
+
+def _pairs(
+    subject: SystemResult, other: SystemResult, scale: float, goal: float
+) -> list[tuple[Search, Search]]:
+    ours, theirs = (
+        {s.seed: s for s in system.searches if s.slo_scale == scale and s.goal == goal}
+        for system in (subject, other)
+    )
+    return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def _compare(value: Spread, target: float, unit: str, *, is_bound: bool = False) -> tuple[str, str]:
+    """Return the outcome, and the target with the distance from it."""
+    if value.least >= target:
+        outcome = "met"
+    elif value.median >= target:
+        outcome = "met in the median"
+    else:
+        # A value that is only known from below cannot be said to miss.
+        outcome = "not shown" if is_bound else "missed"
+    distance = value.median / target - 1
+    return outcome, f"target: at least {target:g} {unit}; the median is {distance:+.0%} from it"
+
+
+def _seeds(count: int) -> str:
+    return "1 seed, so without spread" if count == 1 else f"{count} paired seeds"
+
+
+def overall(verdicts: Sequence[Verdict]) -> str:
+    """Count outcomes, for a headline."""
+    num_met = sum(verdict.outcome.startswith("met") for verdict in verdicts)
+    return f"{num_met} of {len(verdicts)} targets met"
