@@ -16,7 +16,7 @@ from sglang_flowprefill.errors import ConfigError
 
 POLICIES = ("s-edf", "s-edf-paper", "edf", "sjf", "hrrn", "fcfs")
 ADMISSION_MODES = ("off", "reject", "degrade")
-GRANULARITIES = ("operator", "layer", "chunk", "off")
+GRANULARITIES = ("operator", "half-layer", "layer", "chunk", "off")
 
 FLAG_PREFIX = "--flowprefill-"
 VARIABLE_PREFIX = "SGLANG_FLOWPREFILL_"
@@ -77,8 +77,9 @@ class FlowPrefillConfig:
         minimum=1,
     )
     granularity: str = _setting(
-        "Where a running prefill may be suspended: before every operator, before every layer, "
-        "between two chunks, or never (off, which does not chunk either).",
+        "Where a running prefill may be suspended: before every operator, after attention and "
+        "after the MLP (half-layer), before every layer, between two chunks, or never (off, which "
+        "does not chunk either).",
         default="operator",
         choices=GRANULARITIES,
     )

@@ -41,6 +41,7 @@ from sglang_flowprefill.executor import (
     family_of,
     find_operators,
     first_of_each_layer,
+    halves_of_each_layer,
     install_boundaries,
     uncovered_modules,
 )
@@ -62,7 +63,7 @@ _LOOKED_UP = (VocabParallelEmbedding, nn.Embedding)
 """Modules whose parameters no operator covers, and need not: rows are looked up."""
 
 _ROW_WISE_KINDS = frozenset({"norm", "linear"})
-_MIN_BOUNDARIES_PER_LAYER = {"operator": 5, "layer": 1, "chunk": 0, "off": 0}
+_MIN_BOUNDARIES_PER_LAYER = {"operator": 5, "half-layer": 2, "layer": 1, "chunk": 0, "off": 0}
 _MAX_UNCOVERED_FRACTION = 0.1
 
 
@@ -86,8 +87,8 @@ class PreemptibleModelRunner:
     Args:
         model_runner: SGLang's ``ModelRunner`` after graph capture.
         should_yield: Tells at each boundary whether the scheduler wants control.
-        granularity: Where boundaries are: operator, layer, chunk or off (the last two: nowhere
-            inside a forward pass).
+        granularity: Where boundaries are: operator, half-layer, layer, chunk or off (the last
+            two: nowhere inside a forward pass).
         run_ahead: Operators that may be launched and unfinished on an asynchronous device.
         asks_once: Call ``should_yield`` exactly once at each boundary, on any device.
 
@@ -222,6 +223,8 @@ class PreemptibleModelRunner:
 def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]:
     if granularity == "operator":
         return operators
+    if granularity == "half-layer":
+        return halves_of_each_layer(operators)
     return first_of_each_layer(operators) if granularity == "layer" else []
 
 

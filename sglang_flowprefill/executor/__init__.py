@@ -14,6 +14,7 @@ from sglang_flowprefill.executor.operators import (
     family_of,
     find_operators,
     first_of_each_layer,
+    halves_of_each_layer,
     install_boundaries,
     uncovered_modules,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "find_operators",
     "first_of_each_layer",
     "fit_prefill_cost",
+    "halves_of_each_layer",
     "install_boundaries",
     "saturation_tokens",
     "uncovered_modules",

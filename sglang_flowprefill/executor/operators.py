@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+_NORM_OF_MLP = "post_attention_layernorm"
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -70,6 +71,20 @@ def first_of_each_layer(operators: Iterable[Operator]) -> list[Operator]:
         if layer not in first or operator.name == f"{layer}.input_layernorm":
             first[layer] = operator
     return list(first.values())
+
+
+def halves_of_each_layer(operators: Sequence[Operator]) -> list[Operator]:
+    """Keep the operators after attention and after the MLP: where the paper's own code stops.
+
+    The norm after attention is the first operator behind it, and the first operator of the next
+    layer is the first one behind an MLP. A layer without such a norm keeps only its first.
+    """
+    after_attention = [
+        operator
+        for operator in operators
+        if operator.layer is not None and operator.name == f"{operator.layer}.{_NORM_OF_MLP}"
+    ]
+    return [*first_of_each_layer(operators), *after_attention]
 
 
 def uncovered_modules(

@@ -9,6 +9,7 @@ from sglang_flowprefill.executor import (
     family_of,
     find_operators,
     first_of_each_layer,
+    halves_of_each_layer,
     install_boundaries,
     uncovered_modules,
 )
@@ -114,6 +115,20 @@ def test_a_layer_begins_with_its_input_norm_or_else_with_its_attention(has_input
     network = nn.ModuleDict({"layers": layers, "norm": nn.LayerNorm(2)})
     operators = first_of_each_layer(find_operators(network, OPERATOR_TYPES))
     assert [operator.name for operator in operators] == [f"layers.0.{first}", f"layers.1.{first}"]
+
+
+def test_halves_of_a_layer_begin_after_attention_and_after_the_mlp():
+    """Two boundaries a layer: its first operator, and the norm behind its attention."""
+    layers = nn.ModuleList(decoder_layer(has_input_norm=True) for _ in range(2))
+    for layer in layers:
+        layer["post_attention_layernorm"] = nn.LayerNorm(2)
+    network = nn.ModuleDict({"layers": layers, "norm": nn.LayerNorm(2)})
+    names = {o.name for o in halves_of_each_layer(find_operators(network, OPERATOR_TYPES))}
+    assert names == {
+        f"layers.{i}.{norm}"
+        for i in range(2)
+        for norm in ("input_layernorm", "post_attention_layernorm")
+    }
 
 
 def test_modules_that_no_operator_covers_are_listed_with_their_parameters():
