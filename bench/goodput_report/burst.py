@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import UsageError
-from bench.goodput_report.picture import SERIES, Picture, canvas, save
+from bench.picture import SERIES, Picture, canvas, save
 from sglang_flowprefill.executor.timeline import RecordedTimeline, RunningSlice, read_timeline
 
 _MAX_PREFILLS = 30

@@ -11,9 +11,9 @@ from bench.goodput_report.class_figures import draw_classes, draw_ttft
 from bench.goodput_report.figures import draw_attainment, draw_goodput, draw_slo_scales
 from bench.goodput_report.options import ReportOptions, Targets
 from bench.goodput_report.page import Section, render_page
-from bench.goodput_report.picture import Picture
 from bench.goodput_report.tables import class_table, goodput_table, scale_table, settings_table
 from bench.goodput_report.targets import judge, overall
+from bench.picture import Picture
 from bench.report import result_console
 
 PAGE = "report.html"

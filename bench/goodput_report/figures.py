@@ -10,7 +10,6 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from bench.goodput.result import GoodputResult, Probe, SystemResult
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.picture import INK, Picture, SeriesStyles, canvas, save
 from bench.goodput_report.selection import (
     common_rate,
     drawn_systems,
@@ -18,6 +17,7 @@ from bench.goodput_report.selection import (
     ranked,
     reference_scale,
 )
+from bench.picture import INK, Picture, SeriesStyles, canvas, save
 
 
 def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:

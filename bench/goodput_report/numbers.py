@@ -38,7 +38,7 @@ def spread_text(value: Spread | None, *, least_uncertainty: float | None = None)
     if value is None:
         return NOTHING
     floor = _SEARCH_TOLERANCE * value.median if least_uncertainty is None else least_uncertainty
-    digits = digits_for(value.median, max((value.most - value.least) / 2, floor / 2))
+    digits = digits_for(value.median, max((value.most - value.least) / 2, floor))
     text = value.text(digits)
     middle, least, most = (f"{x:.{digits}f}" for x in (value.median, value.least, value.most))
     return middle if least == most else text

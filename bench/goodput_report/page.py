@@ -1,19 +1,14 @@
-"""The page: one HTML file that holds everything, fetches nothing and needs no script."""
+"""A section of the report for each result, and the page of all of them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from bench.goodput.result import GoodputResult
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.picture import Picture
 from bench.goodput_report.selection import reference_scale
-from bench.goodput_report.tables import Table
 from bench.goodput_report.targets import Verdict
-
-_TEMPLATE = "page.html.jinja"
+from bench.page import Table, provenance_rows, render
+from bench.picture import Picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +34,13 @@ class Section:
     @property
     def provenance(self) -> dict[str, str]:
         """What it was measured with, by name."""
-        return provenance_rows(self.result)
+        systems = self.result.systems.values()
+        return provenance_rows(
+            self.result.head.get("provenance", {}),
+            self.result.origin,
+            {probe.seed for system in systems for probe in system.probes},
+            self.file_name,
+        )
 
     @property
     def scaling(self) -> list[str]:
@@ -49,33 +50,8 @@ class Section:
 
 def render_page(sections: list[Section], burst: Picture | None, options: ReportOptions) -> str:
     """Return the HTML of the page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template(_TEMPLATE)
-    return template.render(sections=sections, burst=burst, options=options)
-
-
-def provenance_rows(result: GoodputResult) -> dict[str, str]:
-    """Return what a result was measured with: name and text."""
-    known: dict[str, Any] = result.head.get("provenance", {})
-    hardware, versions = known.get("hardware", {}), known.get("versions", {})
-    dirty = " with uncommitted changes" if known.get("is_dirty") else ""
-    seeds = sorted({p.seed for system in result.systems.values() for p in system.probes})
-    return {
-        "measured": str(known.get("measured_at", "not known")),
-        "commit": f"{known.get('commit') or 'not known'}{dirty}",
-        "command": str(known.get("command", "not known")),
-        "processor": f"{hardware.get('cpu_model', 'not known')}, "
-        f"{hardware.get('num_cores', '?')} cores, {hardware.get('memory_gib', '?')} GiB",
-        "versions": ", ".join(f"{name} {text}" for name, text in versions.items() if text),
-        "workload": result.origin,
-        "seeds": ", ".join(map(str, seeds)),
-    }
+    values = {"sections": sections, "burst": burst, "options": options}
+    return render("goodput.html.jinja", values)
 
 
 def scaling_sentences(result: GoodputResult) -> list[str]:

@@ -1,34 +1,13 @@
 """Tables of a report: headings and rows of text, ready for a page."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from bench.goodput.result import GoodputResult, SystemResult
 from bench.goodput_report.numbers import NOTHING, share_text, spread_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import class_shares, ranked, reference_scale, worst_shares
 from bench.metrics import percentile
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table; the first cell of a row is its heading.
-
-    Attributes:
-        name: Its anchor in the page.
-        caption: What it holds.
-        headings: Of the columns.
-        rows: As many cells each.
-        is_text: Whether cells are words, to be set on the left.
-    """
-
-    name: str
-    caption: str
-    headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    is_text: bool = False
+from bench.page import Table, command_text
 
 
 def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
@@ -107,12 +86,6 @@ def settings_table(result: GoodputResult, options: ReportOptions) -> Table:
         rows,
         is_text=True,
     )
-
-
-def command_text(server: Mapping[str, Any]) -> str:
-    """Write environment and command of a server as a shell would take them."""
-    variables = [f"{name}={value}" for name, value in server.get("environment", {}).items()]
-    return " ".join([*variables, *server.get("command", ())]) or "started by somebody else"
 
 
 def client_lateness(system: SystemResult) -> str:

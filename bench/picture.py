@@ -105,12 +105,9 @@ def _for_page(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\b(id=")|(url\(#)|(href="#)', lambda m: m.group(0) + name + "-", svg)
     label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    svg = re.sub(
-        r'<svg ([^>]*?)\s*height="[^"]*"([^>]*?)width="[^"]*"',
-        rf'<svg role="img" aria-label="{label}" \1\2',
-        svg,
-        count=1,
-    )
+    head, rest = svg.split(">", 1)
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    svg = f'{head} role="img" aria-label="{label}">{rest}'
     for colour, variable in _variables().items():
         svg = svg.replace(colour, f"var(--{variable})")
     return svg
