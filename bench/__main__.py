@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.ablation.command import add_ablation_arguments, run_ablation
 from bench.agreement import add_agreement_arguments, run_agreement
 from bench.arguments import (
     add_replay_arguments,
@@ -69,6 +70,12 @@ def _commands() -> dict[str, _Command]:
             run_load,
             (*replaying, add_load_arguments, to_ours, add_server_arguments),
             results / "load",
+        ),
+        "ablation": _Command(
+            "replay the same requests with one setting of FlowPrefill changed at a time",
+            run_ablation,
+            (*replaying, add_ablation_arguments, to_ours, add_server_arguments),
+            results / "ablation",
         ),
         "replay": _Command(
             "replay against a server that is running",

@@ -58,6 +58,11 @@ class RunningServer:
         self._process = process
         self._log = log
 
+    @property
+    def process_id(self) -> int:
+        """Of its launcher, the parent of all its processes."""
+        return self._process.pid
+
     def check_alive(self) -> None:
         """Tell a finished process apart from a server that serves badly.
 

@@ -1,0 +1,1 @@
+"""``ablation``: the same requests replayed on FlowPrefill with one setting changed at a time."""
