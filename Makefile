@@ -47,12 +47,13 @@ REAL_TRITON_STAMP := $(VENV)/.real-triton-$(call hash,requirements/triton.txt)
 MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
-.PHONY: help serve setup model test lint test-unit test-triton test-server gpu-check peers
+.PHONY: help serve demo setup model test lint test-unit test-triton test-server gpu-check peers
 .PHONY: browser clean clean-peers demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
 	@echo 'make setup        install everything and convert the embedded model'
+	@echo 'make demo         stock SGLang and FlowPrefill under the same burst, live (minutes)'
 	@echo 'make test         lint, unit tests and tests with a real server'
 	@echo 'make lint | test-unit | test-triton | test-server'
 	@echo 'make browser      install Chromium, which tests of pages need, unless it is there'
@@ -66,6 +67,10 @@ serve: $(PROJECT_STAMP) $(MODEL)
 	exec $(BIN)/python -m sglang_flowprefill.launch_server --port $(PORT) $(ARGS)
 
 setup: $(TOOLS_STAMP) model
+
+demo: $(PROJECT_STAMP) model
+	$(SAY) 'The same burst on stock SGLang, then on FlowPrefill'
+	$(BIN)/python -m bench demo --out bench-results/demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 model: $(PROJECT_STAMP)
 	$(SAY) 'Embedded model: SmolLM2-135M-Instruct'

@@ -21,6 +21,7 @@ from bench.arguments import (
 from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
 from bench.compare import run_compare, run_replay
+from bench.demo.command import add_demo_arguments, run_demo
 from bench.errors import BenchError
 from bench.goodput_report.command import add_report_arguments, run_report
 from bench.gpu.command import run_gpu
@@ -130,6 +131,12 @@ def _commands() -> dict[str, _Command]:
             run_gpu,
             (add_gpu_arguments,),
             results / "gpu",
+        ),
+        "demo": _Command(
+            "stock SGLang and FlowPrefill under the same burst, watched live (minutes)",
+            run_demo,
+            (add_demo_arguments,),
+            results / "demo",
         ),
         "report": _Command(
             "make one page, with pictures, of results of goodput",

@@ -96,7 +96,7 @@ def summarise_ttft(rows: "Sequence[RequestRow]") -> TtftSummary:
 
 def attainment(rows: "Sequence[RequestRow]") -> float:
     """Return the share of rows, at least one, whose TTFT met its objective."""
-    return sum(_is_met(row.ttft_s, row) for row in rows) / len(rows)
+    return sum(is_met(row) for row in rows) / len(rows)
 
 
 def rows_by_class(rows: "Sequence[RequestRow]") -> "dict[str, list[RequestRow]]":
@@ -118,6 +118,11 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     # Rounded first: 0.55 * 100 is 55.00000000000001 in binary.
     rank = math.ceil(round(fraction * len(values), 9))
     return sorted(values)[max(1, rank) - 1]
+
+
+def is_met(row: "RequestRow") -> bool:
+    """Tell whether a request met its TTFT objective."""
+    return _is_met(row.ttft_s, row)
 
 
 def _is_met(ttft_s: float | None, row: "RequestRow") -> bool:
