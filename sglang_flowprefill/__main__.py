@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sglang_flowprefill.commands import profile
+from sglang_flowprefill.commands import bench, profile
 from sglang_flowprefill.errors import FlowPrefillError
 
 
@@ -12,6 +12,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sglang_flowprefill", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bench.add_command(commands)
     profile.add_command(commands)
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_server_flags:

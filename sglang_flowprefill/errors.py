@@ -9,6 +9,7 @@ FlowPrefillError
 ├── RankError                a tensor-parallel rank ended, fell silent or is out of step: stops the
 │                            server
 ├── ProfileError             measured prefill costs cannot be read: ends the command that wants them
+├── BenchUnavailableError    packages that the bench needs are missing: ends the command
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
@@ -65,6 +66,10 @@ class RankError(FlowPrefillError):
 
 class ProfileError(FlowPrefillError):
     """The measured prefill costs of a server cannot be read or drawn."""
+
+
+class BenchUnavailableError(FlowPrefillError):
+    """The bench cannot be loaded."""
 
 
 class ModelConversionError(FlowPrefillError):
