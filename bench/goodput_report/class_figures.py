@@ -6,6 +6,7 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from bench.errors import UsageError
 from bench.goodput.result import GoodputResult, Probe
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import (
@@ -20,7 +21,11 @@ from bench.picture import GRID, INK, Picture, SeriesStyles, canvas, save
 
 
 def draw_ttft(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:
-    """Draw the distribution of TTFT of every class at one rate, all seeds together."""
+    """Draw the distribution of TTFT of every class at one rate, all seeds together.
+
+    Raises:
+        UsageError: A rate is asked for that nothing was measured at.
+    """
     scale = reference_scale(result)
     rate = options.cdf_rate_per_s or common_rate(
         list(result.systems.values()), [scale], whole_only=True
@@ -28,6 +33,12 @@ def draw_ttft(result: GoodputResult, options: ReportOptions, folder: Path) -> Pi
     systems = drawn_systems(result, options)
     probes = {} if rate is None else {s.name: whole_probes_at(s, scale, rate) for s in systems}
     probes = {name: found for name, found in probes.items() if found}
+    if options.cdf_rate_per_s is not None and not probes:
+        rates = sorted({p.rate_per_s for s in systems for p in s.probes if not p.is_abandoned})
+        raise UsageError(
+            f"no system has a whole replay at {options.cdf_rate_per_s:g} requests/s; there are "
+            + ", ".join(f"{rate:.2f}" for rate in rates)
+        )
     if rate is None or not probes:
         return None
     styles = SeriesStyles([system.name for system in systems])

@@ -55,6 +55,12 @@ def test_coarser_granularities_have_fewer_boundaries(granularity, num_boundaries
     assert runner_of(num_norms=5, granularity=granularity).num_boundaries == num_boundaries
 
 
+def test_half_layers_need_a_norm_behind_attention():
+    """Where there is none, the second half would begin nowhere."""
+    with pytest.raises(UnsupportedSGLangError, match="2 for each of 2 layers"):
+        runner_of(num_norms=5, granularity="half-layer")
+
+
 def test_too_few_boundaries_are_refused_naming_what_has_none():
     """Layers that call their parts as functions leave hooks nothing to hold on to."""
     with pytest.raises(UnsupportedSGLangError) as refusal:

@@ -43,14 +43,18 @@ def _row(index, name, at_s, ttft_s, slo_s):
     )
 
 
-def system(name, limit_per_s, seeds=(0, 1, 2), scales=(1.0,), goals=(0.9,), solo_s=()):
+# Of every length.
+SOLO = ((1, 0.35), (100_000, 0.35))
+
+
+def system(name, limit_per_s, seeds=(0, 1, 2), scales=(1.0,), goals=(0.9,), solo=()):
     """Return a made-up system whose limit grows with the objective scale."""
     server = {
         "command": ["python", "-m", name, "--a-long-flag-of-it", "some-value", "--port", "1"],
         "environment": {"A_VARIABLE": "1"},
         "server_info": {"version": "0.0", "device": "nothing"},
     }
-    found = SystemResult(name, server=server, solo_s=list(solo_s))
+    found = SystemResult(name, server=server, solo=list(solo))
     for scale in scales:
         for seed in seeds:
             limit = limit_per_s * scale**0.4 * (1 + 0.02 * (seed - 1))
@@ -81,7 +85,7 @@ def goodput_result(systems=None, **options) -> GoodputResult:
         "seed": 0,
     }
     made = {
-        name: system(name, limit, solo_s=(0.3, 0.4) if name == "flowprefill" else (), **options)
+        name: system(name, limit, solo=SOLO if name == "flowprefill" else (), **options)
         for name, limit in limits.items()
     }
     return GoodputResult(head, "no trace (made up)", 0.25, CLASS_SLOS_S, made)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,8 +55,11 @@ def started(monkeypatch):
         def info():
             return SERVER_INFO | {"internal_states": [{"flowprefill": dict(statistics)}]}
 
-        async with FakeSGLang(prefill, info=info).running() as endpoint:
-            yield SimpleNamespace(endpoint=endpoint, description=ServerDescription(), process_id=1)
+        with closing(timeline):
+            async with FakeSGLang(prefill, info=info).running() as endpoint:
+                yield SimpleNamespace(
+                    endpoint=endpoint, description=ServerDescription(), process_id=1
+                )
 
     monkeypatch.setattr(command, "running_server", running)
     monkeypatch.setattr(measuring, "scheduler_cpu_s", lambda _process_id: 0.0)

@@ -12,6 +12,7 @@ from goodput_results import CLASS_SLOS_S, goodput_result, probe, system
 from bench.__main__ import _parser
 from bench.errors import UsageError
 from bench.goodput.result import GoodputResult, Search, SystemResult, write_result
+from bench.goodput_report.class_figures import draw_ttft
 from bench.goodput_report.command import PAGE, report_options, run_report, write_report
 from bench.goodput_report.figures import draw_slo_scales
 from bench.goodput_report.numbers import share_text, spread_text
@@ -110,7 +111,8 @@ def test_settings_of_the_subject_are_no_peers():
 def test_the_share_of_the_physical_limit_is_judged():
     """Prefills of half a second fill all time at two requests/s."""
     ours = searched("flowprefill", 1.5)
-    ours.solo_s = [0.25, 0.75]
+    ours.solo = [(1, 0.5), (100_000, 0.5)]
+    ours.probes = [probe(1.5, 3.0, search.seed) for search in ours.searches]
     verdict = verdict_on(result_of(ours), "physical limit")
     assert "75 %" in verdict.claim or "75.0 %" in verdict.claim
     assert verdict.outcome == "missed"
@@ -145,6 +147,12 @@ def test_subject_and_baseline_are_drawn_however_bad_they_are():
 def test_one_objective_scale_draws_no_curve(tmp_path):
     """A curve through one point says nothing."""
     assert draw_slo_scales(goodput_result(), OPTIONS, tmp_path) is None
+
+
+def test_a_rate_that_nothing_was_measured_at_is_refused(tmp_path):
+    """The error lists the rates that there are."""
+    with pytest.raises(UsageError, match=r"there are .*1\.00"):
+        draw_ttft(goodput_result(), replace(OPTIONS, cdf_rate_per_s=77.0), tmp_path)
 
 
 def test_the_table_lists_every_system_by_max_goodput():
