@@ -153,7 +153,7 @@ def _read_lines(
     after: list[bytes] = []
     while len(before) < num_before or len(after) < num_after:
         kind = reader.line[:1]
-        if kind not in {b" ", b"-", b"+"}:
+        if kind not in {b" ", b"-", b"+"} or not reader.line.endswith(b"\n"):
             raise reader.error("a line of the hunk")
         line = reader.advance()[1:]
         if reader.line.startswith(_NO_NEWLINE):
