@@ -9,11 +9,11 @@ underscore attributes survive its pickling (SGLang 0.5.23, ``ServerArgs.__reduce
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, replace
 from typing import Any
 
-from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
-
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
@@ -23,6 +23,7 @@ _ATTRIBUTE = "_flowprefill"
 _DEST_PREFIX = "flowprefill_"
 _ATTENTION_ALIAS = "flowprefill_cpu"
 _ATTENTION_BACKEND = "torch_native"  # under which ours is registered; attention.py says why
+_given_config: ContextVar[FlowPrefillConfig | None] = ContextVar("given", default=None)
 _ATTENTION_SETTINGS = (
     "attention_backend",
     "prefill_attention_backend",
@@ -32,8 +33,9 @@ _ATTENTION_SETTINGS = (
 
 def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     """Add the flags (AFTER hook of ``ServerArgs.add_cli_args``)."""
-    if _ATTENTION_ALIAS not in ATTENTION_BACKEND_CHOICES:
-        ATTENTION_BACKEND_CHOICES.append(_ATTENTION_ALIAS)  # the list that the parser looks up
+    choices = releases.startup().ATTENTION_BACKEND_CHOICES  # the list that the parser looks up
+    if _ATTENTION_ALIAS not in choices:
+        choices.append(_ATTENTION_ALIAS)
     group = parser.add_argument_group("FlowPrefill")
     for spec in fields(FlowPrefillConfig):
         default = "" if spec.default is None else f" Default: {spec.default}."
@@ -56,10 +58,14 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
 
 def read_flags(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
     """Build ``ServerArgs`` with our settings on it (AROUND hook of ``from_cli_args``)."""
-    record = original(cls, args)
     with _usage_errors():
         config = replace(FlowPrefillConfig.from_environment(), **_given_settings(args))
-        setattr(record, _ATTRIBUTE, config)
+    before = _given_config.set(config)
+    try:
+        record = original(cls, args)  # a release that completes its record here asks for ours
+    finally:
+        _given_config.reset(before)
+    setattr(record, _ATTRIBUTE, config)
     return record
 
 
@@ -76,7 +82,7 @@ def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare_settings(record: Any) -> None:
-    """Check and complete SGLang's settings (BEFORE hook of ``ServerArgs.resolve_once``).
+    """Check and complete SGLang's settings (BEFORE hook of what completes them).
 
     Resolution runs again in every process, on a record that is sealed by then: only the first
     call, in the process that the user started, may change it.
@@ -85,14 +91,13 @@ def prepare_settings(record: Any) -> None:
         return
     with _usage_errors():
         if not hasattr(record, _ATTRIBUTE):
-            setattr(record, _ATTRIBUTE, FlowPrefillConfig.from_environment())
+            setattr(record, _ATTRIBUTE, _given_config.get() or FlowPrefillConfig.from_environment())
         _resolve_attention_alias(record)
         require_supported_settings(record)
         slo_classes_of(record)
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
-    if record.cuda_graph_backend_prefill is None:
-        record.cuda_graph_backend_prefill = "disabled"  # replayed graphs have no boundaries
+    releases.startup().switch_off_prefill_graphs(record)
 
 
 def _resolve_attention_alias(record: Any) -> None:

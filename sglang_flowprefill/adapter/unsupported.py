@@ -119,7 +119,7 @@ def require_supported_settings(settings: Any) -> None:
     problems = [
         f"{feature.flag} {getattr(settings, feature.field)}: {feature.why}"
         for feature in UNSUPPORTED_FEATURES
-        if feature.is_used(getattr(settings, feature.field))
+        if hasattr(settings, feature.field) and feature.is_used(getattr(settings, feature.field))
     ]
     if problems:
         raise UnsupportedSGLangError(
