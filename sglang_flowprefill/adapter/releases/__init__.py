@@ -39,7 +39,7 @@ _LACKS_0_5_10 = (
         "`python -m sglang_flowprefill.launch_server` does not"
     ),
     (
-        "answers of our own to refused requests: admission `reject` and a limit of waiting requests "
+        "answers of our own to refused requests: admission `reject` and a limit of waiting ones "
         "are refused at start-up"
     ),
     "a packed LM head on the CPU",
