@@ -134,12 +134,16 @@ UPSTREAM = (
         releases=_WITHOUT_PLUGINS,
     ),
     UpstreamSymbol(
-        "server_args.ServerArgs.__post_init__", "plugin.py", "settings", ("self",), _WITHOUT_PLUGINS
+        "server_args.ServerArgs.__post_init__",
+        "releases/startup_0_5_10.py",
+        "settings",
+        ("self",),
+        _WITHOUT_PLUGINS,
     ),
     # Functions and classes.
     UpstreamSymbol(
         "managers.scheduler._make_abort_req",
-        "scheduler.py",
+        "releases/engine_0_5_23.py",
         "abort",
         ("req", "finished_reason"),
         releases=_WITH_PLUGINS,
@@ -148,7 +152,10 @@ UPSTREAM = (
         "disaggregation.utils.prepare_abort", "scheduler.py", "abort", ("req", "error_message")
     ),
     UpstreamSymbol(
-        "mem_cache.common.release_kv_cache", "scheduler.py", "releases KV", ("req", "tree_cache")
+        "mem_cache.common.release_kv_cache",
+        "releases/engine_0_5_23.py",
+        "releases KV",
+        ("req", "tree_cache"),
     ),
     UpstreamSymbol("managers.schedule_batch.FINISH_ABORT", "scheduler.py", "aborted or not"),
     UpstreamSymbol(
@@ -207,7 +214,7 @@ UPSTREAM = (
     ),
     UpstreamSymbol(
         "managers.utils.is_health_check_generate_req",
-        "scheduler.py",
+        "releases/engine_0_5_23.py",
         "not a user's",
         ("recv_req",),
         releases=_WITH_PLUGINS,
@@ -219,27 +226,27 @@ UPSTREAM = (
     UpstreamSymbol("utils.common.DynamicGradMode", "scheduler.py", "the loop's grad mode"),
     UpstreamSymbol(
         "runtime_context.get_observability",
-        "scheduler.py",
+        "releases/engine_0_5_23.py",
         "metrics on or off",
         (),
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "runtime_context.get_forward",
-        "forward_state.py",
+        "releases/engine_0_5_23.py",
         "per-forward flags",
         (),
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "runtime_context.ForwardFlags._plain",
-        "forward_state.py",
+        "releases/engine_0_5_23.py",
         "per-forward flags",
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "model_executor.forward_context.set_forward_context",
-        "forward_state.py",
+        "releases/engine_0_5_23.py",
         "per-forward context",
         ("ctx",),
         releases=_WITH_PLUGINS,
@@ -356,25 +363,37 @@ UPSTREAM = (
     UpstreamSymbol("server_args.ServerArgs.from_cli_args", "plugin.py", "our flags", ("args",)),
     UpstreamSymbol(
         "server_args.ServerArgs.resolve_once",
-        "plugin.py",
+        "releases/startup_0_5_23.py",
         "settings",
         ("self",),
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "arg_groups.choices.ATTENTION_BACKEND_CHOICES",
-        "flags.py",
+        "releases/startup_0_5_23.py",
         "flowprefill_cpu, an alias",
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol("server_args.prepare_server_args", "launch.py", "command line", ("argv",)),
     UpstreamSymbol(
-        "plugins.load_plugins", "launch.py", "plugin in every process", (), releases=_WITH_PLUGINS
+        "plugins.load_plugins",
+        "releases/startup_0_5_23.py",
+        "plugin in every process",
+        (),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
-        "plugins.hook_registry.HookRegistry", "plugin.py", "hooks", releases=_WITH_PLUGINS
+        "plugins.hook_registry.HookRegistry",
+        "releases/startup_0_5_23.py",
+        "hooks",
+        releases=_WITH_PLUGINS,
     ),
-    UpstreamSymbol("plugins.hook_registry.HookType", "plugin.py", "hooks", releases=_WITH_PLUGINS),
+    UpstreamSymbol(
+        "plugins.hook_registry.HookType",
+        "releases/startup_0_5_23.py",
+        "hooks",
+        releases=_WITH_PLUGINS,
+    ),
 )
 
 # Imported by the process that speaks HTTP only: verified there, not in every scheduler.

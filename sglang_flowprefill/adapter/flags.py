@@ -14,10 +14,11 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.adapter.admission import can_reject
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
-from sglang_flowprefill.errors import FlowPrefillError
+from sglang_flowprefill.errors import FlowPrefillError, UnsupportedSGLangError
 
 _ATTRIBUTE = "_flowprefill"
 _DEST_PREFIX = "flowprefill_"
@@ -94,10 +95,20 @@ def prepare_settings(record: Any) -> None:
             setattr(record, _ATTRIBUTE, _given_config.get() or FlowPrefillConfig.from_environment())
         _resolve_attention_alias(record)
         require_supported_settings(record)
-        slo_classes_of(record)
+        _require_answers(can_reject(config_of(record), slo_classes_of(record)))
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
     releases.startup().switch_off_prefill_graphs(record)
+
+
+def _require_answers(can_reject_requests: bool) -> None:
+    """Refuse admission rules whose answers this release of SGLang gives us no way to write."""
+    if can_reject_requests and not releases.startup().HAS_ABORT_HOOK:
+        raise UnsupportedSGLangError(
+            f"requests cannot be refused with SGLang {releases.installed_version()}: leave out "
+            "admission 'reject' (also of SLO classes) and --flowprefill-max-waiting, or use "
+            f"SGLang {releases.RELEASES[-1].version}"
+        )
 
 
 def _resolve_attention_alias(record: Any) -> None:

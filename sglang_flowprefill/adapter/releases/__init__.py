@@ -42,6 +42,7 @@ _LACKS_0_5_10 = (
         "answers of our own to refused requests: admission `reject` and a limit of waiting ones "
         "are refused at start-up"
     ),
+    "`--enable-attn-tp-input-scattered`, which is refused",
     "a packed LM head on the CPU",
     "`SGLANG_FLOWPREFILL=kernels`",
     "suspended requests in load reports and under `SGLANG_REQ_RUNNING_TIMEOUT`",
