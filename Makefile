@@ -43,12 +43,15 @@ VLLM_STAMP := $(VLLM)/.installed-$(call hash,requirements/vllm.txt $(VLLM_NAME)/
 # The real Triton lies beside the environment, not in it, where the stand-in has its place.
 REAL_TRITON := $(VENV)/real-triton
 REAL_TRITON_STAMP := $(VENV)/.real-triton-$(call hash,requirements/triton.txt)
+OLDER := $(patsubst requirements/older/%.txt,%,$(wildcard requirements/older/*.txt))
+OLDER_STAMPS := $(foreach v,$(OLDER),.venv-older/$(v)/.installed-$(call hash,requirements/cpu.txt \
+                  requirements/older/$(v).txt pyproject.toml))
 # A model of the user's own needs no conversion.
 MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
 .PHONY: help serve demo setup model test lint test-unit test-triton test-server gpu-check peers
-.PHONY: browser clean clean-peers demo-clean
+.PHONY: browser older test-older clean clean-peers clean-older demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
@@ -59,7 +62,8 @@ help:
 	@echo 'make browser      install Chromium, which tests of pages need, unless it is there'
 	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
-	@echo 'make clean        remove .venv and the caches of tools; make clean-peers: .venv-peers'
+	@echo 'make older        environments with older releases of SGLang; make test-older: patch, serve, revert'
+	@echo 'make clean        remove .venv and the caches of tools; make clean-peers, clean-older: the others'
 	@echo 'make demo-clean   the same, and the converted model'
 
 serve: $(PROJECT_STAMP) $(MODEL)
@@ -98,7 +102,7 @@ browser:
 
 test-unit: $(TOOLS_STAMP) browser
 	$(SAY) 'Tests without a server'
-	$(BIN)/python -m pytest -m 'not gpu and not server and not triton'
+	$(BIN)/python -m pytest -m 'not gpu and not server and not triton and not older'
 
 test-triton: $(REAL_TRITON_STAMP)
 	$(SAY) 'Triton kernels in its interpreter'
@@ -166,6 +170,27 @@ $(VLLM_STAMP):
 
 clean-peers:
 	rm -rf $(dir $(VLLM))
+
+# Each older release of SGLang in a copy of .venv that shares its files with it. Not part of CI.
+older: $(OLDER_STAMPS) model
+
+test-older: older
+	$(SAY) 'Older releases: patch, serve, revert (ten minutes)'
+	$(BIN)/python -m pytest -m older tests/older
+
+# pip replaces files and never writes into one, so what is replaced here stays as it is in .venv.
+.venv-older/%: $(TOOLS_STAMP)
+	$(SAY) 'Environment with SGLang $(firstword $(subst /, ,$*))'
+	rm -rf $(dir $@) && mkdir -p .venv-older
+	cp -al $(VENV) $(patsubst %/,%,$(dir $@))
+	rm -f $(dir $@).*-*
+	$(dir $@)bin/python -m pip $(PIP_OPTIONS) install --no-compile --no-deps \
+	  -r requirements/older/$(firstword $(subst /, ,$*)).txt
+	$(dir $@)bin/python -m compileall -qq -j 0 $(dir $@)lib || true
+	@touch $@
+
+clean-older:
+	rm -rf .venv-older
 
 $(REAL_TRITON_STAMP): $(TOOLS_STAMP)
 	$(SAY) 'Triton itself, for its interpreter (650 MB)'

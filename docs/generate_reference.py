@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sglang_flowprefill.adapter import compat
+from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.adapter.metrics import METRICS, PREFIX, Metric
 from sglang_flowprefill.adapter.unsupported import UNSUPPORTED_FEATURES
 from sglang_flowprefill.api import state
@@ -63,27 +63,41 @@ def compatibility_page() -> str:
     """List the supported versions, refused settings and touched upstream symbols."""
     refused = [f"| `{f.flag}` | {f.why} |" for f in UNSUPPORTED_FEATURES]
     symbols = [
-        f"| `{row.path}` | `adapter/{row.used_in}` | {row.why} |"
+        f"| `{row.path}` | `adapter/{row.used_in}` | {row.why} | {_releases_of(row)} |"
         for row in (*compat.UPSTREAM, *compat.UPSTREAM_HTTP)
     ]
-    versions = ", ".join(compat.SUPPORTED_VERSIONS)
+    supported = [
+        f"| {release.version} | {'; '.join(release.lacks) or 'nothing'} |"
+        for release in reversed(releases.RELEASES)
+    ]
     return "\n".join(
         [
             _HEAD,
             "# Compatibility\n",
-            f"SGLang: {versions}. Tested on a CPU with one and two ranks; not run on a GPU.\n",
+            "Any other release of SGLang is refused at start-up. 0.5.23 is what all tests run",
+            "with, on a CPU with one and two ranks. The older ones are patched, served and",
+            "restored by `make test-older`, on a CPU with one rank. None was run on a GPU.\n",
+            "| SGLang | lacks |",
+            "| --- | --- |",
+            *supported,
+            "\nPatch sets (`python -m sglang_flowprefill patch`) exist for all of them; with",
+            "plugins allowed, 0.5.22 and 0.5.23 need none.\n",
             "## Settings of SGLang that are refused\n",
             "| setting | why |",
             "| --- | --- |",
             *refused,
             "\n## Symbols of SGLang that are touched\n",
             "Below `sglang.srt`. Verified at every start with FlowPrefill enabled.\n",
-            "| symbol | used in | for |",
-            "| --- | --- | --- |",
+            "| symbol | used in | for | in |",
+            "| --- | --- | --- | --- |",
             *symbols,
             "",
         ]
     )
+
+
+def _releases_of(row: compat.UpstreamSymbol) -> str:
+    return "all" if row.releases == compat.SUPPORTED_VERSIONS else ", ".join(row.releases)
 
 
 def metrics_page() -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.kernels.cpu.native import PagedKv, can_attend, load_native
 from sglang_flowprefill.kernels.cpu.prefill_attention import (
     NewTokens,
@@ -35,7 +35,7 @@ class _DecodePlan:
     num_keys: torch.Tensor
 
 
-class TiledTorchNativeBackend(TorchNativeAttnBackend):
+class TiledTorchNativeBackend(releases.engine().TorchNativeAttnBackend):
     """Tiled prefill attention, batched decode attention.
 
     Attributes:

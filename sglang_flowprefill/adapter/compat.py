@@ -6,15 +6,17 @@ method would otherwise leave an override that nobody calls. ``tests/upstream`` r
 check, and compares the rows with what the adapter's source really imports.
 """
 
-import importlib.metadata
 import inspect
 import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
-SUPPORTED_VERSIONS = ("0.5.23",)
+SUPPORTED_VERSIONS = tuple(release.version for release in releases.RELEASES)
+_WITH_PLUGINS = ("0.5.22", "0.5.23")
+_WITHOUT_PLUGINS = ("0.5.10.post1",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +28,25 @@ class UpstreamSymbol:
         used_in: File of the adapter that uses it.
         why: What for.
         parameters: Leading parameter names of a callable that we call or override.
+        releases: The supported releases that have it; what the others have instead is in
+            ``releases/``.
     """
 
     path: str
     used_in: str
     why: str
     parameters: tuple[str, ...] | None = None
+    releases: tuple[str, ...] = SUPPORTED_VERSIONS
 
 
 _SCHEDULER = "managers.scheduler.Scheduler"
 
 
-def _override(name: str, why: str, *parameters: str) -> UpstreamSymbol:
-    return UpstreamSymbol(f"{_SCHEDULER}.{name}", "scheduler.py", why, ("self", *parameters))
+def _override(
+    name: str, why: str, *parameters: str, releases: tuple[str, ...] = SUPPORTED_VERSIONS
+) -> UpstreamSymbol:
+    path = f"{_SCHEDULER}.{name}"
+    return UpstreamSymbol(path, "scheduler.py", why, ("self", *parameters), releases)
 
 
 UPSTREAM = (
@@ -47,37 +55,107 @@ UPSTREAM = (
     _override("event_loop_normal", "replaced by the event loop"),
     _override("event_loop_overlap", "never run by accident"),
     _override("maybe_sleep_on_idle", "sleeps on ZMQ"),
-    _override("on_idle", "idle housekeeping and leak checks"),
-    _override("ingest_requests", "intake"),
+    _override("on_idle", "idle housekeeping and leak checks", releases=_WITH_PLUGINS),
+    _override("ingest_requests", "intake", releases=_WITH_PLUGINS),
     _override("process_input_requests", "drains before control messages", "recv_reqs"),
     _override("abort_request", "reaches suspended prefills", "recv_req"),
     _override("is_fully_idle", "not while prefills are suspended", "for_health_check"),
-    _override("_collect_inflight_batches", "aborts and timeouts see suspended batches"),
-    _override("init_invariant_checker", "leak checks count suspended rows"),
-    _override("init_load_inquirer", "load reports count suspended requests"),
+    _override(
+        "_collect_inflight_batches",
+        "aborts and timeouts see suspended batches",
+        releases=_WITH_PLUGINS,
+    ),
+    _override("init_invariant_checker", "leak checks count suspended rows", releases=_WITH_PLUGINS),
+    _override(
+        "init_load_inquirer", "load reports count suspended requests", releases=_WITH_PLUGINS
+    ),
     _override("get_num_allocatable_reqs", "suspended requests count", "running_bs"),
-    _override("get_prefill_adder_class", "reserves for suspended requests"),
-    _override("get_new_batch_prefill", "admission and memory", "running_batch"),
+    _override("get_prefill_adder_class", "reserves for suspended requests", releases=_WITH_PLUGINS),
+    _override(
+        "get_new_batch_prefill", "admission and memory", "running_batch", releases=_WITH_PLUGINS
+    ),
     _override("update_running_batch", "drops a cursor before retracting", "batch"),
     _override("get_internal_state", "statistics", "recv_req"),
-    _override("_create_generation_req", "attaches the SLO", "recv_req"),
     _override("_add_request_to_queue", "prefix match, restarts", "req", "is_retracted"),
-    _override("_release_aborted_request", "releases cancelled requests", "req"),
-    _override("send_abort_output", "answers cancelled requests", "abort_req", "req"),
+    _override(
+        "_release_aborted_request", "releases cancelled requests", "req", releases=_WITH_PLUGINS
+    ),
+    _override(
+        "send_abort_output", "answers cancelled requests", "abort_req", "req", releases=("0.5.23",)
+    ),
     _override("run_batch", "the forward pass", "batch"),
     _override("process_batch_result", "first tokens, caching", "batch", "result"),
-    _override("_record_scheduler_state_for_paused_engine", "pause"),
+    _override("_record_scheduler_state_for_paused_engine", "pause", releases=_WITH_PLUGINS),
     _override("stash_chunked_request", "publishes a chunk's KV", "req"),
-    _override("flush_cache", "forgets warm-up prompts", "empty_cache"),
+    _override("flush_cache", "forgets warm-up prompts", "empty_cache", releases=_WITH_PLUGINS),
+    # The scheduler of a release without plugins.
+    *(
+        UpstreamSymbol(
+            f"{_SCHEDULER}.{name}",
+            "releases/engine_0_5_10.py",
+            why,
+            ("self", *given),
+            _WITHOUT_PLUGINS,
+        )
+        for name, why, given in (
+            ("recv_requests", "intake", ()),
+            ("_abort_on_waiting_timeout", "intake", ()),
+            ("_abort_on_running_timeout", "intake", ()),
+            ("self_check_during_idle", "idle housekeeping and leak checks", ()),
+            ("self_check_during_busy", "leak checks count suspended requests", ()),
+            ("get_new_batch_prefill", "admission and memory", ()),
+            ("flush_cache", "forgets warm-up prompts", ()),
+            ("cancel_bubble_timer", "pause", ()),
+        )
+    ),
+    UpstreamSymbol(
+        "managers.scheduler.PrefillAdder",
+        "releases/engine_0_5_10.py",
+        "replaced by ours",
+        releases=_WITHOUT_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "managers.scheduler.is_health_check_generate_req",
+        "releases/engine_0_5_10.py",
+        "not a user's",
+        ("recv_req",),
+        _WITHOUT_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "model_executor.forward_batch_info.ForwardMode",
+        "releases/engine_0_5_10.py",
+        "leak checks count suspended requests",
+        releases=_WITHOUT_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "server_args.ATTENTION_BACKEND_CHOICES",
+        "releases/startup_0_5_10.py",
+        "flowprefill_cpu, an alias",
+        releases=_WITHOUT_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "server_args.ServerArgs.__post_init__",
+        "releases/startup_0_5_10.py",
+        "settings",
+        ("self",),
+        _WITHOUT_PLUGINS,
+    ),
     # Functions and classes.
     UpstreamSymbol(
-        "managers.scheduler._make_abort_req", "scheduler.py", "abort", ("req", "finished_reason")
+        "managers.scheduler._make_abort_req",
+        "releases/engine_0_5_23.py",
+        "abort",
+        ("req", "finished_reason"),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "disaggregation.utils.prepare_abort", "scheduler.py", "abort", ("req", "error_message")
     ),
     UpstreamSymbol(
-        "mem_cache.common.release_kv_cache", "scheduler.py", "releases KV", ("req", "tree_cache")
+        "mem_cache.common.release_kv_cache",
+        "releases/engine_0_5_23.py",
+        "releases KV",
+        ("req", "tree_cache"),
     ),
     UpstreamSymbol("managers.schedule_batch.FINISH_ABORT", "scheduler.py", "aborted or not"),
     UpstreamSymbol(
@@ -138,22 +216,50 @@ UPSTREAM = (
         ("self", "req"),
     ),
     UpstreamSymbol(
-        "managers.utils.is_health_check_generate_req", "scheduler.py", "not a user's", ("recv_req",)
+        "managers.utils.is_health_check_generate_req",
+        "releases/engine_0_5_23.py",
+        "not a user's",
+        ("recv_req",),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "observability.req_time_stats.set_schedule_time_batch", "scheduler.py", "traces", ("batch",)
     ),
     UpstreamSymbol("sampling.sampling_params.SamplingParams", "warm_up.py", "warm-up requests"),
     UpstreamSymbol("utils.common.DynamicGradMode", "scheduler.py", "the loop's grad mode"),
-    UpstreamSymbol("runtime_context.get_observability", "scheduler.py", "metrics on or off", ()),
-    UpstreamSymbol("runtime_context.get_parallel", "scheduler.py", "data-parallel rank", ()),
-    UpstreamSymbol("runtime_context.get_forward", "forward_state.py", "per-forward flags", ()),
-    UpstreamSymbol("runtime_context.ForwardFlags._plain", "forward_state.py", "per-forward flags"),
+    UpstreamSymbol(
+        "runtime_context.get_observability",
+        "releases/engine_0_5_23.py",
+        "metrics on or off",
+        (),
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "runtime_context.get_parallel",
+        "releases/engine_0_5_23.py",
+        "data-parallel rank",
+        (),
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "runtime_context.get_forward",
+        "releases/engine_0_5_23.py",
+        "per-forward flags",
+        (),
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "runtime_context.ForwardFlags._plain",
+        "releases/engine_0_5_23.py",
+        "per-forward flags",
+        releases=_WITH_PLUGINS,
+    ),
     UpstreamSymbol(
         "model_executor.forward_context.set_forward_context",
-        "forward_state.py",
+        "releases/engine_0_5_23.py",
         "per-forward context",
         ("ctx",),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol("environ.envs", "event_loop.py", "SGLang's own checks on or off"),
     # Messages that the loop tells apart.
@@ -179,13 +285,18 @@ UPSTREAM = (
             "layernorm.RMSNorm",
             "layernorm.GemmaRMSNorm",
             "layernorm.Gemma3RMSNorm",
-            "layernorm.Gemma4RMSNorm",
             "layernorm.LayerNorm",
             "linear.LinearBase",
             "radix_attention.RadixAttention",
             "moe.fused_moe_triton.layer.FusedMoE",
             "logits_processor.LogitsProcessor",
         )
+    ),
+    UpstreamSymbol(
+        "layers.layernorm.Gemma4RMSNorm",
+        "releases/engine_0_5_23.py",
+        "operator boundary",
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "layers.vocab_parallel_embedding.VocabParallelEmbedding",
@@ -248,24 +359,51 @@ UPSTREAM = (
         "packed_weights.py",
         "lets our method compute the logits",
         ("lm_head", "quant_method"),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "model_executor.model_runner.ModelRunner.init_attention_backends",
         "plugin.py",
         "our kernels under SGLang's scheduler",
         ("self",),
+        releases=_WITH_PLUGINS,
     ),
     # Start-up.
     UpstreamSymbol("server_args.ServerArgs.add_cli_args", "plugin.py", "our flags", ("parser",)),
     UpstreamSymbol("server_args.ServerArgs.from_cli_args", "plugin.py", "our flags", ("args",)),
-    UpstreamSymbol("server_args.ServerArgs.resolve_once", "plugin.py", "settings", ("self",)),
     UpstreamSymbol(
-        "arg_groups.choices.ATTENTION_BACKEND_CHOICES", "flags.py", "flowprefill_cpu, an alias"
+        "server_args.ServerArgs.resolve_once",
+        "releases/startup_0_5_23.py",
+        "settings",
+        ("self",),
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "arg_groups.choices.ATTENTION_BACKEND_CHOICES",
+        "releases/startup_0_5_23.py",
+        "flowprefill_cpu, an alias",
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol("server_args.prepare_server_args", "launch.py", "command line", ("argv",)),
-    UpstreamSymbol("plugins.load_plugins", "launch.py", "plugin in every process", ()),
-    UpstreamSymbol("plugins.hook_registry.HookRegistry", "plugin.py", "hooks"),
-    UpstreamSymbol("plugins.hook_registry.HookType", "plugin.py", "hooks"),
+    UpstreamSymbol(
+        "plugins.load_plugins",
+        "releases/startup_0_5_23.py",
+        "plugin in every process",
+        (),
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "plugins.hook_registry.HookRegistry",
+        "releases/startup_0_5_23.py",
+        "hooks",
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "plugins.hook_registry.HookType",
+        "releases/startup_0_5_23.py",
+        "hooks",
+        releases=_WITH_PLUGINS,
+    ),
 )
 
 # Imported by the process that speaks HTTP only: verified there, not in every scheduler.
@@ -281,6 +419,7 @@ UPSTREAM_HTTP = (
         "plugin.py",
         "answers refused requests",
         ("self", "out", "state", "is_stream"),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "entrypoints.http_server.launch_server",
@@ -308,18 +447,18 @@ UPSTREAM_HTTP = (
 )
 
 
+def rows_of(rows: tuple[UpstreamSymbol, ...], version: str) -> list[UpstreamSymbol]:
+    """Return the rows that a release must fulfil."""
+    return [row for row in rows if version in row.releases]
+
+
 def verify_version() -> None:
     """Check the installed SGLang's version.
 
     Raises:
         UnsupportedSGLangError: It is not one that this release was made for.
     """
-    found = importlib.metadata.version("sglang")
-    if found.partition("+")[0] not in SUPPORTED_VERSIONS:
-        raise UnsupportedSGLangError(
-            f"SGLang {found} is installed; this release of sglang-flowprefill needs "
-            f"{' or '.join(SUPPORTED_VERSIONS)}: pip install sglang=={SUPPORTED_VERSIONS[-1]}"
-        )
+    releases.installed_release()
 
 
 def verify_symbols(rows: tuple[UpstreamSymbol, ...] = UPSTREAM) -> None:
@@ -328,7 +467,8 @@ def verify_symbols(rows: tuple[UpstreamSymbol, ...] = UPSTREAM) -> None:
     Raises:
         UnsupportedSGLangError: Lists every row that does not.
     """
-    problems = [problem for row in rows if (problem := mismatch(row))]
+    due = rows_of(rows, releases.installed_version())
+    problems = [problem for row in due if (problem := mismatch(row))]
     if problems:
         raise UnsupportedSGLangError(
             "the installed SGLang differs from the one FlowPrefill was made for:\n  "

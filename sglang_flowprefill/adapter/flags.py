@@ -9,23 +9,25 @@ underscore attributes survive its pickling (SGLang 0.5.23, ``ServerArgs.__reduce
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields, replace
 from typing import Any
 
-from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
-
+from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.adapter.admission import can_reject
 from sglang_flowprefill.adapter.state_socket import new_address
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.api.state import STATE_PATH
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
-from sglang_flowprefill.errors import FlowPrefillError
+from sglang_flowprefill.errors import FlowPrefillError, UnsupportedSGLangError
 
 _ATTRIBUTE = "_flowprefill"
 _STATE_ADDRESS_ATTRIBUTE = "_flowprefill_state_address"
 _DEST_PREFIX = "flowprefill_"
 _ATTENTION_ALIAS = "flowprefill_cpu"
 _ATTENTION_BACKEND = "torch_native"  # under which ours is registered; attention.py says why
+_given_config: ContextVar[FlowPrefillConfig | None] = ContextVar("given", default=None)
 _ATTENTION_SETTINGS = (
     "attention_backend",
     "prefill_attention_backend",
@@ -35,8 +37,9 @@ _ATTENTION_SETTINGS = (
 
 def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
     """Add the flags (AFTER hook of ``ServerArgs.add_cli_args``)."""
-    if _ATTENTION_ALIAS not in ATTENTION_BACKEND_CHOICES:
-        ATTENTION_BACKEND_CHOICES.append(_ATTENTION_ALIAS)  # the list that the parser looks up
+    choices = releases.startup().ATTENTION_BACKEND_CHOICES  # the list that the parser looks up
+    if _ATTENTION_ALIAS not in choices:
+        choices.append(_ATTENTION_ALIAS)
     group = parser.add_argument_group("FlowPrefill")
     for spec in fields(FlowPrefillConfig):
         default = "" if spec.default is None else f" Default: {spec.default}."
@@ -59,10 +62,14 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
 
 def read_flags(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
     """Build ``ServerArgs`` with our settings on it (AROUND hook of ``from_cli_args``)."""
-    record = original(cls, args)
     with _usage_errors():
         config = replace(FlowPrefillConfig.from_environment(), **_given_settings(args))
-        setattr(record, _ATTRIBUTE, config)
+    before = _given_config.set(config)
+    try:
+        record = original(cls, args)  # a release that completes its record here asks for ours
+    finally:
+        _given_config.reset(before)
+    setattr(record, _ATTRIBUTE, config)
     return record
 
 
@@ -79,7 +86,7 @@ def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepare_settings(record: Any) -> None:
-    """Check and complete SGLang's settings (BEFORE hook of ``ServerArgs.resolve_once``).
+    """Check and complete SGLang's settings (BEFORE hook of what completes them).
 
     Resolution runs again in every process, on a record that is sealed by then: only the first
     call, in the process that the user started, may change it.
@@ -88,17 +95,26 @@ def prepare_settings(record: Any) -> None:
         return
     with _usage_errors():
         if not hasattr(record, _ATTRIBUTE):
-            setattr(record, _ATTRIBUTE, FlowPrefillConfig.from_environment())
+            setattr(record, _ATTRIBUTE, _given_config.get() or FlowPrefillConfig.from_environment())
         _resolve_attention_alias(record)
         require_supported_settings(record)
-        slo_classes_of(record)
+        _require_answers(can_reject(config_of(record), slo_classes_of(record)))
     setattr(record, _STATE_ADDRESS_ATTRIBUTE, new_address())
     quiet = record.uvicorn_access_log_exclude_prefixes
     record.uvicorn_access_log_exclude_prefixes = [*quiet, STATE_PATH]  # asked every second
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
     record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
-    if record.cuda_graph_backend_prefill is None:
-        record.cuda_graph_backend_prefill = "disabled"  # replayed graphs have no boundaries
+    releases.startup().switch_off_prefill_graphs(record)
+
+
+def _require_answers(can_reject_requests: bool) -> None:
+    """Refuse admission rules whose answers this release of SGLang gives us no way to write."""
+    if can_reject_requests and not releases.startup().HAS_ABORT_HOOK:
+        raise UnsupportedSGLangError(
+            f"requests cannot be refused with SGLang {releases.installed_version()}: leave out "
+            "admission 'reject' (also of SLO classes) and --flowprefill-max-waiting, or use "
+            f"SGLang {releases.RELEASES[-1].version}"
+        )
 
 
 def _resolve_attention_alias(record: Any) -> None:

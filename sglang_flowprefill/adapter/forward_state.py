@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.model_executor import forward_context
-from sglang.srt.runtime_context import get_forward
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.errors import CursorError, UnsupportedSGLangError
+
+_engine = releases.engine()
 
 # Attributes that planning replaces by fresh objects: swapping the references is enough.
 _SWAPPED_ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -115,13 +116,13 @@ class ForwardState:
         self._install(self._scheduler_side)
 
     def _capture(self) -> _Globals:
-        context = forward_context.set_forward_context(None)
-        return _Globals(context, dict(get_forward()._plain), self._attention.capture())
+        context = _engine.set_forward_context(None)
+        return _Globals(context, dict(_engine.forward_flags()), self._attention.capture())
 
     @staticmethod
     def _install(side: _Globals) -> None:
-        forward_context.set_forward_context(side.context)
-        get_forward()._plain.update(side.flags)
+        _engine.set_forward_context(side.context)
+        _engine.forward_flags().update(side.flags)
 
 
 class BatchFingerprint:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang.srt.plugins import load_plugins
-
 from sglang_flowprefill.activation import is_enabled
+from sglang_flowprefill.adapter import releases
 
 
 def run_flowprefill_scheduler_process(*args: Any, **kwargs: Any) -> None:
@@ -19,7 +18,7 @@ def run_flowprefill_scheduler_process(*args: Any, **kwargs: Any) -> None:
     """
     from sglang.srt.managers import scheduler  # noqa: PLC0415 (scheduler process only)
 
-    load_plugins()
+    releases.startup().load_plugins()
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
     if not is_enabled() or scheduler.Scheduler is not FlowPrefillScheduler:
@@ -42,13 +41,13 @@ def launch(argv: Sequence[str], on_ready: Callable[[str, str], None]) -> None:
     Raises:
         SystemExit: A flag is wrong, or FlowPrefill cannot run with this SGLang.
     """
-    load_plugins()
+    releases.startup().load_plugins()
     from sglang.srt.entrypoints.http_server import launch_server  # noqa: PLC0415 (after hooks)
     from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415
     from sglang.srt.utils import kill_process_tree  # noqa: PLC0415
 
     server_args = prepare_server_args(list(argv))
-    server_args.resolve_once()
+    releases.startup().resolve(server_args)
     try:
         launch_server(
             server_args,
@@ -71,7 +70,7 @@ def profile_path(argv: Sequence[str]) -> Path:
     Raises:
         SystemExit: A flag is wrong, or FlowPrefill cannot run with this SGLang.
     """
-    load_plugins()
+    releases.startup().load_plugins()
     from sglang.srt.entrypoints.engine import Engine  # noqa: PLC0415 (after hooks)
     from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415
 

@@ -11,13 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sglang.srt.layers.layernorm import (
-    Gemma3RMSNorm,
-    Gemma4RMSNorm,
-    GemmaRMSNorm,
-    LayerNorm,
-    RMSNorm,
-)
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
@@ -25,6 +18,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
@@ -47,11 +41,7 @@ from sglang_flowprefill.executor import (
 )
 
 OPERATOR_TYPES: dict[type, str] = {
-    RMSNorm: "norm",
-    GemmaRMSNorm: "norm",
-    Gemma3RMSNorm: "norm",
-    Gemma4RMSNorm: "norm",
-    LayerNorm: "norm",
+    **dict.fromkeys(releases.engine().NORMS, "norm"),
     LinearBase: "linear",
     RadixAttention: "attention",
     FusedMoE: "experts",

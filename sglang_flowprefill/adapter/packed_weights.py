@@ -19,6 +19,7 @@ from sglang.srt.layers.quantization.unquant import (
 )
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.kernels.cpu.packed_linear import can_pack, pack_weight, packed_linear
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ def _lm_heads(model: torch.nn.Module) -> list[tuple[Any, _Packed]]:
     processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
     head = getattr(model, "lm_head", None)
     is_plain = (
-        isinstance(head, VocabParallelEmbedding)
+        releases.engine().ASKS_LM_HEAD_METHOD
+        and isinstance(head, VocabParallelEmbedding)
         and type(head.quant_method) is UnquantizedEmbeddingMethod
         and can_pack(head.weight)
         and all(_multiplies_plainly(processor) for processor in processors)

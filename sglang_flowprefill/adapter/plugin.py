@@ -8,8 +8,10 @@ swallows exceptions of plugins, which would leave a stock server running under o
 
 import multiprocessing
 import sys
+from functools import cache
 
 from sglang_flowprefill.activation import enable, is_enabled, is_kernels_only
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 
@@ -19,8 +21,13 @@ def register() -> None:
     Raises:
         SystemExit: The installed SGLang does not fit.
     """
-    if not (is_enabled() or is_kernels_only()):
-        return
+    if is_enabled() or is_kernels_only():
+        _register()
+
+
+@cache
+def _register() -> None:
+    """Register once: a patched SGLang may ask for us in more than one place of a process."""
     from sglang_flowprefill.adapter import compat  # noqa: PLC0415 (nothing when not enabled)
 
     try:
@@ -49,33 +56,39 @@ def _register_kernels() -> None:
     """Put our CPU kernels under SGLang's own scheduler, and change nothing else."""
     if "sglang.srt.managers.scheduler" not in sys.modules:
         return
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
-
     from sglang_flowprefill.adapter.kernels_only import KernelsOnly  # noqa: PLC0415
+    from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
 
+    method_of_model = releases.startup().MODEL_READY_METHOD
+    if method_of_model is None:
+        raise UnsupportedSGLangError(
+            f"SGLANG_FLOWPREFILL=kernels does not work with SGLang {releases.installed_version()}: "
+            "unset it, or set it to 1"
+        )
     kernels = KernelsOnly()
     for method, hook in (
-        ("model_executor.model_runner.ModelRunner.init_attention_backends", kernels.on_model_ready),
+        (f"model_executor.model_runner.ModelRunner.{method_of_model}", kernels.on_model_ready),
         ("managers.scheduler.Scheduler.process_input_requests", kernels.on_messages),
     ):
         HookRegistry.register(f"sglang.srt.{method}", hook, HookType.AFTER)
 
 
 def _register_settings() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
-
     from sglang_flowprefill.adapter import flags  # noqa: PLC0415
+    from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
 
     server_args = "sglang.srt.server_args.ServerArgs"
+    settings_method = releases.startup().SETTINGS_METHOD
     HookRegistry.register(f"{server_args}.add_cli_args", flags.add_flags, HookType.AFTER)
     HookRegistry.register(f"{server_args}.from_cli_args", flags.read_flags, HookType.AROUND)
-    HookRegistry.register(f"{server_args}.resolve_once", flags.prepare_settings, HookType.BEFORE)
+    HookRegistry.register(
+        f"{server_args}.{settings_method}", flags.prepare_settings, HookType.BEFORE
+    )
 
 
 def _register_scheduler() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
-
     from sglang_flowprefill.adapter.attention import register_tiled_attention  # noqa: PLC0415
+    from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
     register_tiled_attention()
@@ -85,20 +98,20 @@ def _register_scheduler() -> None:
 
 
 def _register_http() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
-
     from sglang_flowprefill.adapter import http, live_http  # noqa: PLC0415
+    from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
 
     HookRegistry.register(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
         http.stamp_request,
         HookType.AROUND,
     )
-    HookRegistry.register(
-        "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",
-        http.report_rejection,
-        HookType.BEFORE,
-    )
+    if releases.startup().HAS_ABORT_HOOK:
+        HookRegistry.register(
+            "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",
+            http.report_rejection,
+            HookType.BEFORE,
+        )
     HookRegistry.register(
         "sglang.srt.entrypoints.http_server.launch_server", http.add_middleware, HookType.BEFORE
     )

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+from sglang.srt.managers.schedule_policy import AddReqResult
+
+from sglang_flowprefill.adapter import releases
 
 
 class InflightView:
@@ -35,7 +37,7 @@ class Admission:
         self.num_missing_tokens = 1  # turned away for something else: a request row
 
 
-class FlowPrefillAdder(PrefillAdder):
+class FlowPrefillAdder(releases.engine().PrefillAdder):
     """``PrefillAdder`` that reserves KV for suspended requests too.
 
     For what they will generate, like for running ones, and for the chunks of their prompts that

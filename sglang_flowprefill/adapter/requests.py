@@ -37,6 +37,11 @@ def attach_prefill_request(
     setattr(req, _ATTRIBUTE, _describe(req, now_s - age_s, slo))
 
 
+def has_prefill_request(req: Any) -> bool:
+    """Tell whether a ``Req`` was given its ``PrefillRequest`` before."""
+    return hasattr(req, _ATTRIBUTE)
+
+
 def degrade_prefill_request(req: Any) -> None:
     """Have a ``Req`` served after all others."""
     setattr(req, _ATTRIBUTE, replace(prefill_request(req), is_degraded=True))

@@ -16,13 +16,10 @@ from typing import Any
 
 from sglang.srt.disaggregation.utils import prepare_abort
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
-from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
-from sglang.srt.managers.utils import is_health_check_generate_req
-from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.observability.req_time_stats import set_schedule_time_batch
-from sglang.srt.runtime_context import get_observability, get_parallel
 from sglang.srt.utils.common import DynamicGradMode
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_loop import EventLoop
@@ -52,6 +49,7 @@ from sglang_flowprefill.adapter.profile import (
 from sglang_flowprefill.adapter.requests import (
     attach_prefill_request,
     degrade_prefill_request,
+    has_prefill_request,
     prefill_request,
     restart_prefill_request,
     scheduler_clock_s,
@@ -83,15 +81,16 @@ from sglang_flowprefill.executor.timeline import Timeline
 logger = logging.getLogger(__name__)
 
 _WARM_UP_TOKENS = 16
+_engine = releases.engine()
 
 
-class FlowPrefillScheduler(Scheduler):
+class FlowPrefillScheduler(_engine.Scheduler):
     """SGLang's scheduler with operator-level preemption and event-driven rounds."""
 
-    def __init__(self, server_args: Any, port_args: Any) -> None:
+    def __init__(self, server_args: Any, *args: Any) -> None:
         self._loop: EventLoop | None = None  # upstream's __init__ calls some of our overrides
         self._admission = Admission(())
-        super().__init__(server_args, port_args)
+        super().__init__(server_args, *args)
         config = config_of(server_args)
         require_supported_scheduler(self)
         self.max_chunk_tokens = None if config.granularity == "off" else config.max_chunk_tokens
@@ -121,7 +120,7 @@ class FlowPrefillScheduler(Scheduler):
         ttft_slo_ms = {default.class_name: default.ttft_s * 1000.0, **classes.ttft_slo_ms}
         live = LiveState(config.policy, config.granularity, ttft_slo_ms, scheduler_clock_s)
         metrics = Metrics(
-            is_enabled=get_observability().enable_metrics and ranks.is_leader,
+            is_enabled=_engine.is_metrics_enabled(self) and ranks.is_leader,
             class_names=[*ttft_slo_ms],
         )
         # Followers would judge by a prediction of their own; all of them ask everywhere.
@@ -149,7 +148,7 @@ class FlowPrefillScheduler(Scheduler):
             checks_cursors=config.check_cursors,
         )
         if ranks.is_leader:
-            address = address_of_rank(state_address_of(server_args), get_parallel().dp_rank)
+            address = address_of_rank(state_address_of(server_args), _engine.data_parallel_rank(self))
             self._state_server = StateServer(address, self._loop.live_state)
         logger.info(
             "FlowPrefill is active: policy %s, granularity %s, %d boundaries in %d layers, %s",
@@ -270,22 +269,20 @@ class FlowPrefillScheduler(Scheduler):
 
     # ---- intake ----
 
-    def _create_generation_req(self, recv_req: Any, *args: Any, **kwargs: Any) -> Any:
-        req = super()._create_generation_req(recv_req, *args, **kwargs)
-        attach_prefill_request(req, self.slo_resolver, scheduler_clock_s(), time.time())
-        return req
-
     def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
         """Queue a request, unless admission refuses it.
 
         Requests that start over were admitted before. A refused health check would hang: its
         sender does not look for an abort.
         """
-        if is_retracted:
+        is_known = has_prefill_request(req)
+        if is_known:
             restart_prefill_request(req, scheduler_clock_s())
+        else:
+            attach_prefill_request(req, self.slo_resolver, scheduler_clock_s(), time.time())
         req.init_next_round_input(self.tree_cache)  # prefix match, as before each admission
         update_cached_tokens(req)
-        if not (is_retracted or is_health_check_generate_req(req) or self._admits(req)):
+        if not (is_known or _engine.is_health_check_generate_req(req) or self._admits(req)):
             return
         super()._add_request_to_queue(req, is_retracted=is_retracted)
 
@@ -299,7 +296,7 @@ class FlowPrefillScheduler(Scheduler):
             return True
         slo = prefill_request(req).slo
         rejection = reject(verdict.reason, slo, verdict.retry_after_s)
-        abort = _make_abort_req(req, finished_reason=rejection.finish_reason)
+        abort = _engine.make_abort_req(req, finished_reason=rejection.finish_reason)
         req.time_stats.trace_ctx.abort(abort_info={"reason": rejection.message})
         self.send_abort_output(abort, req)
         self._release_aborted_request(req)
@@ -416,7 +413,7 @@ class FlowPrefillScheduler(Scheduler):
             batch: Its finished requests are dropped.
             rest: The one that is not through its prefill, if any; it is left out.
         """
-        batch.filter_batch(reqs_to_exclude=rest)
+        batch.filter_batch(rest)
         if batch.is_empty():
             return
         if self.running_batch.is_empty():
@@ -444,36 +441,32 @@ class FlowPrefillScheduler(Scheduler):
         return stepped
 
     def release_aborted(self, req: Any) -> None:
-        """Give back everything of an aborted request whose prefill was cancelled; answer it.
-
-        ``checkpoint=False``: SGLang counts the KV as committed since its allocation, but it was
-        never computed and must not reach the prefix cache.
-        """
+        """Give back everything of an aborted request whose prefill was cancelled; answer it."""
         reason = req.to_finish
         prepare_abort(req, reason.message, reason.status_code)
         req.time_stats.trace_ctx.abort(abort_info={"reason": reason.message})
         req.to_finish = None
         self._release_aborted_request(req)
-        release_kv_cache(req, self.tree_cache, checkpoint=False)
+        _engine.release_uncached(req, self.tree_cache)
         told = reason.to_json() if reason.status_code is not None else None
-        self.send_abort_output(_make_abort_req(req, finished_reason=told), req)
+        self.send_abort_output(_engine.make_abort_req(req, finished_reason=told), req)
 
     def requeue(self, req: Any) -> None:
         """Give back the memory of a request whose prefill was cancelled; it starts over later."""
-        release_kv_cache(req, self.tree_cache, checkpoint=False)
+        _engine.release_uncached(req, self.tree_cache)
         req.reset_for_retract()
         self._add_request_to_queue(req, is_retracted=True)
 
     @staticmethod
     def is_complete(req: Any) -> bool:
         """Tell whether a user's request has got its last token."""
-        return req.finished() and not is_health_check_generate_req(req)
+        return req.finished() and not _engine.is_health_check_generate_req(req)
 
     @staticmethod
     def counts_for_attainment(req: Any) -> bool:
         """Tell whether a first token is a user's: not a health check, not an abort."""
         is_aborted = isinstance(req.finished_reason, FINISH_ABORT)
-        return not is_aborted and not is_health_check_generate_req(req)
+        return not is_aborted and not _engine.is_health_check_generate_req(req)
 
 
 def _policy(config: FlowPrefillConfig, classes: SloClasses, profile: Profile) -> PrefillScheduler:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 
@@ -118,8 +119,8 @@ def require_supported_settings(settings: Any) -> None:
     """
     problems = [
         f"{feature.flag} {getattr(settings, feature.field)}: {feature.why}"
-        for feature in UNSUPPORTED_FEATURES
-        if feature.is_used(getattr(settings, feature.field))
+        for feature in (*UNSUPPORTED_FEATURES, *releases.startup().ALSO_UNSUPPORTED)
+        if hasattr(settings, feature.field) and feature.is_used(getattr(settings, feature.field))
     ]
     if problems:
         raise UnsupportedSGLangError(

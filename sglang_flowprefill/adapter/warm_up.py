@@ -1,7 +1,6 @@
 """Runs prefills that belong to no request: warm-up, boundary count, start-up profile."""
 
 import time
-from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req
-from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.requests import attach_prefill_request, scheduler_clock_s
 from sglang_flowprefill.executor import PrefillShape
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler
 
+_engine = releases.engine()
 _FIRST_PLAIN_TOKEN = 16  # below are the special tokens of most vocabularies
 
 
@@ -73,7 +73,7 @@ class WarmUp:
         with self._chunks_for(shape):
             forwards = self._run_to_end(reqs)
         for req in reqs:
-            release_kv_cache(req, self._engine.tree_cache, checkpoint=False)
+            _engine.release_uncached(req, self._engine.tree_cache)
         if len(forwards) > 1:  # earlier chunks are in the prefix cache
             self._engine.flush_cache(empty_cache=False)
         return forwards
@@ -119,7 +119,7 @@ def _random_request(engine: "FlowPrefillScheduler", num_tokens: int, index: int)
     req = Req(
         rid=f"flowprefill-warm-up-{num_tokens}-{index}",
         origin_input_text="",
-        origin_input_ids=array("q", tokens.tolist()),
+        origin_input_ids=_engine.token_ids(tokens.tolist()),
         sampling_params=sampling_params,
         eos_token_ids=engine.model_config.hf_eos_token_id,
         vocab_size=vocab_size,

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,19 +102,31 @@ def serving(
     port = free_port()
     launch = plan_launch(system, options, port)
     log = folder / f"{system}-{port}.log"
-    environment = (
-        launch.environment()
-        | variables
-        | {
-            # SGLang's own leak checks, as strict as they get: a leak ends the server.
-            "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
-            "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
-        }
-    )
+    with running(launch.command, launch.environment() | variables, port, log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], port: int, log: Path
+) -> Iterator[Server]:
+    """Run a server by its command line until the block ends.
+
+    Args:
+        command: Serves on ``port`` of 127.0.0.1.
+        environment: All of it, but for SGLang's leak checks, which are added.
+        port: Where to ask.
+        log: Takes what the server prints.
+    """
+    checks = {
+        # SGLang's own leak checks, as strict as they get: a leak ends the server.
+        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+        "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            launch.command,
-            env=environment,
+            command,
+            env={**environment, **checks},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

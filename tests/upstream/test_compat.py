@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from sglang_flowprefill import adapter
-from sglang_flowprefill.adapter import compat
+from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 ADAPTER = Path(adapter.__file__).parent
+ROWS = (*compat.UPSTREAM, *compat.UPSTREAM_HTTP)
+DUE = compat.rows_of(ROWS, releases.installed_version())
 
 
 def test_version_is_supported():
@@ -17,7 +19,20 @@ def test_version_is_supported():
     compat.verify_version()
 
 
-@pytest.mark.parametrize("row", [*compat.UPSTREAM, *compat.UPSTREAM_HTTP], ids=lambda r: r.path)
+def test_other_version_is_refused(monkeypatch):
+    """The error names what is installed, what would do, and the command that gets it."""
+    monkeypatch.setattr(releases, "installed_version", lambda: "0.5.14")
+    with pytest.raises(UnsupportedSGLangError, match=r"0\.5\.14 .* pip install sglang==0\.5\.23"):
+        compat.verify_version()
+
+
+def test_rows_name_supported_releases():
+    """No row is kept for a release that is not supported, and none holds for no release."""
+    supported = set(compat.SUPPORTED_VERSIONS)
+    assert all(row.releases and set(row.releases) <= supported for row in ROWS)
+
+
+@pytest.mark.parametrize("row", DUE, ids=lambda r: r.path)
 def test_upstream_symbol_is_as_expected(row):
     """Each symbol of the table exists and takes the parameters that we rely on."""
     assert compat.mismatch(row) is None
@@ -35,10 +50,10 @@ def test_mismatches_are_reported_with_path_and_file():
 
 def test_every_import_of_sglang_is_a_row():
     """The table lists every name that the adapter imports from sglang."""
-    listed = {row.path for row in (*compat.UPSTREAM, *compat.UPSTREAM_HTTP)}
+    listed = {row.path for row in ROWS}
     prefixes = {path.rsplit(".", n)[0] for path in listed for n in range(path.count(".") + 1)}
     missing = []
-    for path in ADAPTER.glob("*.py"):
+    for path in ADAPTER.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sglang.srt"):
                 base = node.module.removeprefix("sglang.srt").lstrip(".")
