@@ -24,6 +24,7 @@ from sglang.srt.runtime_context import get_observability, get_parallel
 from sglang.srt.utils.common import DynamicGradMode
 
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
+from sglang_flowprefill.adapter.decision_log import DecisionLog
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_loop import EventLoop
 from sglang_flowprefill.adapter.event_sources import (
@@ -124,6 +125,7 @@ class FlowPrefillScheduler(Scheduler):
             is_enabled=get_observability().enable_metrics and ranks.is_leader,
             class_names=[*ttft_slo_ms],
         )
+        log = DecisionLog(config.log_level, config.log_format, is_silent=not ranks.is_leader)
         # Followers would judge by a prediction of their own; all of them ask everywhere.
         checks_all = config.stress or ranks.size > 1
         self._loop = (StressEventLoop if config.stress else EventLoop)(
@@ -135,7 +137,7 @@ class FlowPrefillScheduler(Scheduler):
             calibration=Calibration.from_profile(profile.cost),
             distortion=Distortion(config.prediction_factor, config.prediction_noise),
             admission=admission_of(config, classes),
-            telemetry=Telemetry(metrics, live, timeline),
+            telemetry=Telemetry(metrics, live, log, timeline),
             ranks=ranks,
             memory=runner.memory,
             decode_clock=DecodeClock(
