@@ -17,6 +17,8 @@ from sglang_flowprefill.errors import ConfigError
 POLICIES = ("s-edf", "s-edf-paper", "edf", "sjf", "hrrn", "fcfs")
 ADMISSION_MODES = ("off", "reject", "degrade")
 GRANULARITIES = ("operator", "half-layer", "layer", "chunk", "off")
+LOG_LEVELS = ("debug", "info")
+LOG_FORMATS = ("text", "json")
 
 FLAG_PREFIX = "--flowprefill-"
 VARIABLE_PREFIX = "SGLANG_FLOWPREFILL_"
@@ -160,6 +162,17 @@ class FlowPrefillConfig:
         "Write a timeline of prefills, operators and scheduling rounds to this file, for "
         "ui.perfetto.dev or chrome://tracing.",
         default=None,
+    )
+    log_level: str = _setting(
+        "Level of the log line for each request or prefill that is preempted, resumed, refused or "
+        "put last: debug or info. --log-level of SGLang decides what is shown.",
+        default="debug",
+        choices=LOG_LEVELS,
+    )
+    log_format: str = _setting(
+        "Form of those lines: text or json.",
+        default="text",
+        choices=LOG_FORMATS,
     )
     prediction_factor: float = _setting(
         "Debug: all predictions of prefill time are this many times the truth.",

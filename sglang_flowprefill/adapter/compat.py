@@ -225,6 +225,12 @@ UPSTREAM = (
     UpstreamSymbol(
         "observability.req_time_stats.set_schedule_time_batch", "scheduler.py", "traces", ("batch",)
     ),
+    UpstreamSymbol(
+        "observability.trace.TraceReqContext.trace_event",
+        "request_traces.py",
+        "preemptions in traces",
+        ("self", "name", "level", "ts", "attrs"),
+    ),
     UpstreamSymbol("sampling.sampling_params.SamplingParams", "warm_up.py", "warm-up requests"),
     UpstreamSymbol("utils.common.DynamicGradMode", "scheduler.py", "the loop's grad mode"),
     UpstreamSymbol(

@@ -360,7 +360,7 @@ class EventLoop:
             return
         before = self._current
         if before not in (None, cursor) and not before.prefill.num_missing_tokens:
-            self._telemetry.on_preemption(before.prefill)
+            self._telemetry.on_preemption(before, cursor, self._clock(), reason=reason)
         self._current = cursor
         self._decision = ResumeBatch(cursor.prefill.batch_id, "no event since the last round")
         is_finished = self._run_slice(cursor, reason)
@@ -509,12 +509,6 @@ class EventLoop:
 
     def _restart(self, cursor: OperatorCursor, reason: str) -> None:
         """Cancel a prefill to start over later; its memory is free now."""
-        logger.warning(
-            "FlowPrefill: %s; restarting the prefill of %s later (%.3f s of computation are lost)",
-            reason,
-            [req.rid for req in cursor.reqs],
-            cursor.prefill.run_s,
-        )
         now_s = self._cancel(cursor, self._engine.requeue)
         self._telemetry.on_restart(cursor, now_s, reason=reason)
 

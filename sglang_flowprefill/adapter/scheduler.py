@@ -21,6 +21,7 @@ from sglang.srt.utils.common import DynamicGradMode
 
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
+from sglang_flowprefill.adapter.decision_log import DecisionLog
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
 from sglang_flowprefill.adapter.event_loop import EventLoop
 from sglang_flowprefill.adapter.event_sources import (
@@ -123,6 +124,7 @@ class FlowPrefillScheduler(_engine.Scheduler):
             is_enabled=_engine.is_metrics_enabled(self) and ranks.is_leader,
             class_names=[*ttft_slo_ms],
         )
+        log = DecisionLog(config.log_level, config.log_format, is_silent=not ranks.is_leader)
         # Followers would judge by a prediction of their own; all of them ask everywhere.
         checks_all = config.stress or ranks.size > 1
         self._loop = (StressEventLoop if config.stress else EventLoop)(
@@ -134,7 +136,7 @@ class FlowPrefillScheduler(_engine.Scheduler):
             calibration=Calibration.from_profile(profile.cost),
             distortion=Distortion(config.prediction_factor, config.prediction_noise),
             admission=admission_of(config, classes),
-            telemetry=Telemetry(metrics, live, timeline),
+            telemetry=Telemetry(metrics, live, log, timeline),
             ranks=ranks,
             memory=runner.memory,
             decode_clock=DecodeClock(
@@ -148,7 +150,8 @@ class FlowPrefillScheduler(_engine.Scheduler):
             checks_cursors=config.check_cursors,
         )
         if ranks.is_leader:
-            address = address_of_rank(state_address_of(server_args), _engine.data_parallel_rank(self))
+            rank = _engine.data_parallel_rank(self)
+            address = address_of_rank(state_address_of(server_args), rank)
             self._state_server = StateServer(address, self._loop.live_state)
         logger.info(
             "FlowPrefill is active: policy %s, granularity %s, %d boundaries in %d layers, %s",

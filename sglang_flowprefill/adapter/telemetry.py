@@ -1,4 +1,4 @@
-"""What the event loop tells the outside: statistics, metrics, the timeline and live watchers.
+"""What the event loop tells the outside: statistics, metrics, live watchers, logs and traces.
 
 The loop reports each thing that happens once, here; who wants to know of it is decided here.
 """
@@ -9,6 +9,14 @@ from typing import Any
 
 import msgspec
 
+from sglang_flowprefill.adapter import request_traces
+from sglang_flowprefill.adapter.decision_facts import (
+    drop_facts,
+    preemption_facts,
+    resumption_facts,
+    verdict_facts,
+)
+from sglang_flowprefill.adapter.decision_log import DecisionLog
 from sglang_flowprefill.adapter.live_state import LiveState, Totals
 from sglang_flowprefill.adapter.metrics import Metrics
 from sglang_flowprefill.adapter.operator_cursor import OperatorCursor
@@ -36,14 +44,19 @@ class Telemetry:
     Args:
         metrics: Prometheus.
         live: What watchers ask for.
+        log: Of decisions.
         timeline: Trace file, if one is wanted.
     """
 
-    def __init__(self, metrics: Metrics, live: LiveState, timeline: Timeline | None) -> None:
+    def __init__(
+        self, metrics: Metrics, live: LiveState, log: DecisionLog, timeline: Timeline | None
+    ) -> None:
         self._metrics = metrics
         self._live = live
+        self._log = log
         self._timeline = timeline
         self._recorder = StatisticsRecorder()
+        self._preempted: set[int] = set()  # unfinished batches that have not gone on since
         self._num_arrived: Counter[str] = Counter()
         self._num_rejected: Counter[str] = Counter()
         self._num_degraded: Counter[str] = Counter()
@@ -93,14 +106,23 @@ class Telemetry:
                 num_unfinished=len(view.batches),
             )
 
-    def on_preemption(self, preempted: PrefillBatch) -> None:
-        """Other work is put in front of an unfinished prefill."""
-        preempted.num_preemptions += 1
+    def on_preemption(
+        self, preempted: OperatorCursor, by: OperatorCursor, now_s: float, *, reason: str
+    ) -> None:
+        """Another prefill is put in front of an unfinished one."""
+        preempted.prefill.num_preemptions += 1
         self._recorder.num_preemptions += 1
+        self._preempted.add(preempted.prefill.batch_id)
         self._metrics.on_preemption()
+        traced = request_traces.traced(preempted.reqs)
+        if traced or self._log.is_enabled:
+            facts = preemption_facts(preempted.prefill, by.prefill, now_s, reason)
+            self._log.write("preempt", facts)
+            request_traces.add_event(traced, "preempt", facts)
 
     def on_resume(self, cursor: OperatorCursor, now_s: float, *, reason: str) -> None:
         """A prefill is about to start or to go on."""
+        self._report_resumption(cursor, now_s, reason)
         self._recorder.on_resume(cursor.prefill)
         self._live.on_resume(cursor, now_s)
         if cursor.prefill.state is BatchState.SUSPENDED:
@@ -156,6 +178,7 @@ class Telemetry:
         self._recorder.on_restart(cursor.prefill)
         self._metrics.on_prefill_end("dropped")
         self._metrics.on_restart(cursor.prefill, reason)
+        self._log.warn("drop", drop_facts(cursor.prefill, reason))
         self._end_slice(cursor, now_s, "dropped")
 
     def on_first_token(self, request: PrefillRequest, now_s: float) -> None:
@@ -174,6 +197,8 @@ class Telemetry:
         counter = self._num_rejected if is_rejected else self._num_degraded
         counter[request.slo.class_name] += 1
         self._metrics.on_not_admitted(request, verdict.reason, is_rejected=is_rejected)
+        if self._log.is_enabled:
+            self._log.write("refuse" if is_rejected else "degrade", verdict_facts(request, verdict))
 
     def on_prediction(self, error: PredictionError) -> None:
         """The predictor was compared with what a prefill took."""
@@ -232,6 +257,17 @@ class Telemetry:
         if self._timeline is not None:
             self._timeline.close()
 
+    def _report_resumption(self, cursor: OperatorCursor, now_s: float, reason: str) -> None:
+        """Tell that a prefill goes on, if it was told that it was preempted."""
+        if cursor.prefill.batch_id not in self._preempted:
+            return
+        self._preempted.remove(cursor.prefill.batch_id)
+        traced = request_traces.traced(cursor.reqs)
+        if traced or self._log.is_enabled:
+            facts = resumption_facts(cursor.prefill, now_s, reason)
+            self._log.write("resume", facts)
+            request_traces.add_event(traced, "resume", facts)
+
     def _report_suspended(self, but: PrefillBatch | None = None) -> None:
         if not self._metrics.is_enabled:
             return
@@ -240,6 +276,8 @@ class Telemetry:
 
     def _end_slice(self, cursor: OperatorCursor, now_s: float, outcome: str) -> None:
         self._live.on_end(cursor.prefill, now_s, outcome)
+        if outcome != CHUNK_FINISHED:
+            self._preempted.discard(cursor.prefill.batch_id)
         self._report_suspended()
         if self._timeline is not None:
             self._timeline.on_finish(cursor.prefill.batch_id, now_s, outcome=outcome)
