@@ -228,6 +228,12 @@ UPSTREAM = (
         ("self", "positions", "query", "key"),
     ),
     UpstreamSymbol(
+        "mem_cache.memory_pool._set_kv_buffer_impl",
+        "plugin.py",
+        "compiled on the CPU",
+        ("k", "v", "k_cache", "v_cache", "indices"),
+    ),
+    UpstreamSymbol(
         "layers.quantization.unquant.UnquantizedLinearMethod.apply",
         "packed_weights.py",
         "weights packed once on the CPU",

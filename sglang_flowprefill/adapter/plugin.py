@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 
 from sglang_flowprefill.activation import enable, is_enabled, is_kernels_only
+from sglang_flowprefill.cpu.defaults import is_cpu_only
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 
@@ -53,6 +54,7 @@ def _register_kernels() -> None:
 
     from sglang_flowprefill.adapter.kernels_only import KernelsOnly  # noqa: PLC0415
 
+    _register_kv_write()
     kernels = KernelsOnly()
     for method, hook in (
         ("model_executor.model_runner.ModelRunner.init_attention_backends", kernels.on_model_ready),
@@ -79,8 +81,21 @@ def _register_scheduler() -> None:
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
     register_tiled_attention()
+    _register_kv_write()
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler", FlowPrefillScheduler, HookType.REPLACE
+    )
+
+
+def _register_kv_write() -> None:
+    if not is_cpu_only():
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415
+
+    from sglang_flowprefill.adapter.cpu_ops import write_kv  # noqa: PLC0415
+
+    HookRegistry.register(
+        "sglang.srt.mem_cache.memory_pool._set_kv_buffer_impl", write_kv, HookType.AROUND
     )
 
 
