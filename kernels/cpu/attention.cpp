@@ -309,6 +309,9 @@ struct Task {
   int64_t offset;  // of its first token in the piece
 };
 
+// Multiplications below which waking the other threads takes longer than doing their work.
+constexpr int64_t kWorthThreads = 1 << 21;
+
 template <class T>
 void prefill(const T* query, int64_t query_stride, T* output, int64_t output_stride,
              const Cache<T>& cache, const int32_t* table, int64_t table_stride,
@@ -316,11 +319,14 @@ void prefill(const T* query, int64_t query_stride, T* output, int64_t output_str
   const int group = shape.group();
   const int tokens_at_once = std::max(1, kRows / group);
   std::vector<Task> tasks;
-  for (const Piece* piece = pieces; piece != pieces + num_pieces; ++piece)
+  int64_t num_pairs = 0;
+  for (const Piece* piece = pieces; piece != pieces + num_pieces; ++piece) {
+    num_pairs += piece->num_rows * (piece->first_position + piece->num_rows);
     for (int64_t offset = 0; offset < piece->num_rows; offset += tokens_at_once)
       tasks.push_back({piece, offset});
+  }
   const int64_t num_tasks = static_cast<int64_t>(tasks.size());
-#pragma omp parallel
+#pragma omp parallel if (2 * num_pairs * shape.num_heads * shape.dim > kWorthThreads)
   {
     Rows<T> rows;
 #pragma omp for collapse(2) schedule(dynamic, 1)

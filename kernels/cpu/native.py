@@ -29,7 +29,7 @@ TARGET_VARIABLE: Final = "SGLANG_FLOWPREFILL_CPU_KERNELS"
 """Name of a target, or ``torch`` for none; the best one if unset."""
 
 _FOLDER: Final = Path(__file__).parent
-_SOURCES: Final = ("attention.cpp", "elementwise.cpp")
+_SOURCES: Final = ("attention.cpp", "elementwise.cpp", "kv_write.cpp")
 _HEADERS: Final = ("simd.h",)
 _FLAGS: Final = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
 _BUILD_TIMEOUT_S: Final = 120.0
@@ -40,15 +40,19 @@ DIM_MULTIPLE: Final = 16
 MAX_GROUP: Final = 1024
 """Query heads that may share a KV head."""
 
-_ATTENTION_NAMES: Final = {torch.bfloat16: "bf16", torch.float32: "f32"}
+_NAMES: Final = {torch.bfloat16: "bf16", torch.float32: "f32"}
 # p: pointer, i: int64, f: float
 _CACHE: Final = "pipipipipi"  # query, output, keys, values and slot table; strides
-_SIGNATURES: Final = {
-    **{f"prefill_{name}": f"{_CACHE}piiiifi" for name in _ATTENTION_NAMES.values()},
-    **{f"decode_{name}": f"{_CACHE}ppiiiifi" for name in _ATTENTION_NAMES.values()},
+_SIGNATURES_BY_DTYPE: Final = {
+    "prefill": f"{_CACHE}piiiifi",
+    "decode": f"{_CACHE}ppiiiifi",
     "add_rms_norm": "ppppiifi",
     "silu_and_mul": "ppii",
     "rope": "ppiipiipii",
+}
+_SIGNATURES: Final = {
+    **{f"{f}_{name}": s for f, s in _SIGNATURES_BY_DTYPE.items() for name in _NAMES.values()},
+    "write_kv": "pipipipipii",
 }
 _C_TYPES: Final = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -132,7 +136,7 @@ class NativeKernels:
             scale: Factor on the scores.
             window_size: A query sees this many positions before its own; None: all.
         """
-        getattr(self, f"_prefill_{_ATTENTION_NAMES[query.dtype]}")(
+        getattr(self, f"_prefill_{_NAMES[query.dtype]}")(
             *_addresses(query, output, cache),
             pieces.data_ptr(),
             pieces.shape[0],
@@ -163,7 +167,7 @@ class NativeKernels:
             scale: Factor on the scores.
             window_size: As for prefill.
         """
-        getattr(self, f"_decode_{_ATTENTION_NAMES[query.dtype]}")(
+        getattr(self, f"_decode_{_NAMES[query.dtype]}")(
             *_addresses(query, output, cache),
             table_rows.data_ptr(),
             num_keys.data_ptr(),
@@ -183,14 +187,14 @@ class NativeKernels:
         """Return ``weight * rms_norm(x + residual)``; the sum replaces ``residual`` in place.
 
         Args:
-            x: ``[num_tokens, width]`` bfloat16, contiguous; width a multiple of 16.
-            residual: Same shape, or None.
-            weight: ``[width]``.
+            x: ``[num_tokens, width]`` bfloat16 or float32, contiguous; width a multiple of 16.
+            residual: Same shape and dtype, or None.
+            weight: ``[width]``, same dtype.
             epsilon: Added to the mean square.
             rounds_first: Round to bfloat16 before multiplying with the weight.
         """
         output = torch.empty_like(x)
-        self._add_rms_norm(  # type: ignore[attr-defined]
+        getattr(self, f"_add_rms_norm_{_NAMES[x.dtype]}")(
             x.data_ptr(),
             None if residual is None else residual.data_ptr(),
             weight.data_ptr(),
@@ -202,10 +206,10 @@ class NativeKernels:
         return output
 
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``silu(x[:, :width]) * x[:, width:]``; x is bfloat16, contiguous."""
+        """Return ``silu(x[:, :width]) * x[:, width:]``; bfloat16 or float32, contiguous."""
         num_tokens, width = x.shape[0], x.shape[1] // 2
         output = x.new_empty((num_tokens, width))
-        self._silu_and_mul(  # type: ignore[attr-defined]
+        getattr(self, f"_silu_and_mul_{_NAMES[x.dtype]}")(
             x.data_ptr(), output.data_ptr(), num_tokens, width
         )
         return output
@@ -221,12 +225,12 @@ class NativeKernels:
 
         Args:
             positions: ``[num_tokens]`` int64, contiguous.
-            query: ``[num_tokens, num_heads * dim]`` bfloat16, contiguous within a token.
+            query: ``[num_tokens, num_heads * dim]`` bfloat16 or float32, contiguous within a token.
             key: ``[num_tokens, num_kv_heads * dim]``, likewise.
             cos_sin: ``[max_position, dim]``: cosines, then sines.
         """
         num_tokens, dim = positions.shape[0], cos_sin.shape[1]
-        self._rope(  # type: ignore[attr-defined]
+        getattr(self, f"_rope_{_NAMES[query.dtype]}")(
             positions.data_ptr(),
             query.data_ptr(),
             query.stride(0),
@@ -239,6 +243,53 @@ class NativeKernels:
             dim,
         )
 
+    def write_kv(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        cached_keys: torch.Tensor,
+        cached_values: torch.Tensor,
+        slots: torch.Tensor,
+    ) -> None:
+        """Copy keys and values of new tokens to their slots; tensors that ``can_write_kv``.
+
+        Args:
+            keys: ``[num_tokens, num_kv_heads, dim]``, contiguous within a token.
+            values: Likewise.
+            cached_keys: ``[num_slots, num_kv_heads, dim]``; written in place.
+            cached_values: Likewise.
+            slots: ``[num_tokens]`` int64, contiguous, each below ``num_slots``: not checked.
+        """
+        arguments: list[int] = []
+        for tensor in (keys, values, cached_keys, cached_values):
+            arguments += (tensor.data_ptr(), tensor.stride(0) * tensor.element_size())
+        row_bytes = keys.shape[1] * keys.shape[2] * keys.element_size()
+        self._write_kv(  # type: ignore[attr-defined]
+            *arguments, slots.data_ptr(), keys.shape[0], row_bytes
+        )
+
+
+def can_write_kv(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cached_keys: torch.Tensor,
+    cached_values: torch.Tensor,
+    slots: torch.Tensor,
+) -> bool:
+    """Tell whether ``write_kv`` takes these: one dtype, equal rows, contiguous within each."""
+    tensors = (keys, values, cached_keys, cached_values)
+    return (
+        keys.dim() == 3
+        and keys.device.type == "cpu"
+        and slots.dtype == torch.int64
+        and slots.shape == (keys.shape[0],)
+        and slots.is_contiguous()
+        and keys.shape == values.shape
+        and all(tensor.dtype == keys.dtype for tensor in tensors)
+        and all(tensor.shape[1:] == keys.shape[1:] for tensor in tensors)
+        and all(tensor.stride()[1:] == (keys.shape[2], 1) for tensor in tensors)
+    )
+
 
 def can_attend(query: torch.Tensor, cache: PagedKv) -> bool:
     """Tell whether compiled attention takes these tensors: dtype, layout, head dimension."""
@@ -246,7 +297,7 @@ def can_attend(query: torch.Tensor, cache: PagedKv) -> bool:
     keys, values, table = cache.keys, cache.values, cache.table
     return (
         query.dtype == keys.dtype == values.dtype
-        and query.dtype in _ATTENTION_NAMES
+        and query.dtype in _NAMES
         and query.device.type == "cpu"
         and dim % DIM_MULTIPLE == 0
         and values.shape == keys.shape

@@ -1,4 +1,4 @@
-"""Lets a loaded model's norms, activations and rotary embeddings run compiled on the CPU.
+"""Lets norms, activations, rotary embeddings and KV writes run compiled on the CPU.
 
 SGLang's fused ops fall back to several small torch operators on a CPU without AMX, each a pass
 over memory. ``BaseFusedOp._forward_method`` is where an instance pins the implementation that it
@@ -14,9 +14,10 @@ from sglang.srt.layers.activation import SiluAndMul
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 
-from sglang_flowprefill.kernels.cpu.native import NativeKernels, load_native
+from sglang_flowprefill.kernels.cpu.native import NativeKernels, can_write_kv, load_native
 
 _WIDTH_MULTIPLE = 16
+_DTYPES = frozenset({torch.bfloat16, torch.float32})
 
 
 def use_compiled_ops(model: torch.nn.Module) -> int:
@@ -40,6 +41,29 @@ def use_compiled_ops(model: torch.nn.Module) -> int:
     return pinned
 
 
+def write_kv(  # noqa: PLR0917 (upstream's signature)
+    upstream: Callable[..., None],
+    k: torch.Tensor,
+    v: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    indices: torch.Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Write keys and values of new tokens (AROUND hook of ``memory_pool._set_kv_buffer_impl``).
+
+    SGLang's own write is two ``index_put_``, each of which sorts out shapes for longer than it
+    copies a short prompt.
+    """
+    tensors = (k, v, k_cache, v_cache, indices)
+    native = load_native() if can_write_kv(*tensors) else None
+    if native is None:
+        upstream(*tensors, *args, **kwargs)
+    else:
+        native.write_kv(*tensors)
+
+
 def _compiled_forward(module: Any, native: NativeKernels) -> Callable[..., Any] | None:
     if type(module) is RMSNorm and _is_plain_norm(module):
         return _norm_forward(module, native)
@@ -52,7 +76,7 @@ def _compiled_forward(module: Any, native: NativeKernels) -> Callable[..., Any] 
 
 def _is_plain_norm(norm: RMSNorm) -> bool:
     return (
-        norm.weight.dtype == torch.bfloat16
+        norm.weight.dtype in _DTYPES
         and norm.hidden_size % _WIDTH_MULTIPLE == 0
         and norm.variance_size_override is None
         and norm.override_orig_dtype is None
@@ -64,7 +88,8 @@ def _norm_forward(norm: RMSNorm, native: NativeKernels) -> Callable[..., Any]:
     def forward(
         x: torch.Tensor, residual: torch.Tensor | None = None, *args: Any, **kw: Any
     ) -> Any:
-        is_plain = _takes(x) and (residual is None or _takes(residual))
+        dtype = norm.weight.dtype
+        is_plain = _takes(x, dtype) and (residual is None or _takes(residual, dtype))
         has_more = any(value is not None for value in (*args, *kw.values()))
         if has_more or not is_plain:
             return norm.forward_native(x, residual, *args, **kw)
@@ -82,7 +107,7 @@ def _norm_forward(norm: RMSNorm, native: NativeKernels) -> Callable[..., Any]:
 
 def _silu_forward(activation: SiluAndMul, native: NativeKernels) -> Callable[..., Any]:
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if not _takes(x) or x.shape[-1] % (2 * _WIDTH_MULTIPLE):
+        if not _takes(x, x.dtype) or x.shape[-1] % (2 * _WIDTH_MULTIPLE):
             return activation.forward_native(x)
         return native.silu_and_mul(x)
 
@@ -105,9 +130,8 @@ def _rope_forward(rope: RotaryEmbedding, native: NativeKernels) -> Callable[...,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         is_plain = (
             all(value is None for value in (*args, *kw.values()))
-            and _is_token_rows(query)
-            and _is_token_rows(key)
-            and rope.cos_sin_cache.dtype == torch.bfloat16
+            and _is_token_rows(query, rope.cos_sin_cache.dtype)
+            and _is_token_rows(key, rope.cos_sin_cache.dtype)
             and positions.dtype == torch.int64
             and positions.dim() == 1
         )
@@ -119,9 +143,9 @@ def _rope_forward(rope: RotaryEmbedding, native: NativeKernels) -> Callable[...,
     return forward
 
 
-def _takes(x: torch.Tensor) -> bool:
-    return x.dtype == torch.bfloat16 and x.dim() == 2 and x.is_contiguous()
+def _takes(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    return x.dtype == dtype and dtype in _DTYPES and x.dim() == 2 and x.is_contiguous()
 
 
-def _is_token_rows(x: torch.Tensor) -> bool:
-    return x.dtype == torch.bfloat16 and x.dim() == 2 and x.stride(1) == 1
+def _is_token_rows(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    return x.dtype == dtype and dtype in _DTYPES and x.dim() == 2 and x.stride(1) == 1

@@ -12,6 +12,7 @@ from functools import cache
 
 from sglang_flowprefill.activation import enable, is_enabled, is_kernels_only
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.cpu.defaults import is_cpu_only
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 
@@ -65,6 +66,7 @@ def _register_kernels() -> None:
             f"SGLANG_FLOWPREFILL=kernels does not work with SGLang {releases.installed_version()}: "
             "unset it, or set it to 1"
         )
+    _register_kv_write()
     kernels = KernelsOnly()
     for method, hook in (
         (f"model_executor.model_runner.ModelRunner.{method_of_model}", kernels.on_model_ready),
@@ -92,8 +94,20 @@ def _register_scheduler() -> None:
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
     register_tiled_attention()
+    _register_kv_write()
     HookRegistry.register(
         "sglang.srt.managers.scheduler.Scheduler", FlowPrefillScheduler, HookType.REPLACE
+    )
+
+
+def _register_kv_write() -> None:
+    if not is_cpu_only():
+        return
+    from sglang_flowprefill.adapter.cpu_ops import write_kv  # noqa: PLC0415
+    from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
+
+    HookRegistry.register(
+        "sglang.srt.mem_cache.memory_pool._set_kv_buffer_impl", write_kv, HookType.AROUND
     )
 
 

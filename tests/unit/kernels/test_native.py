@@ -3,7 +3,12 @@
 import pytest
 import torch
 from sglang_flowprefill.kernels.cpu import native as native_module
-from sglang_flowprefill.kernels.cpu.native import TARGET_VARIABLE, TARGETS, load_native
+from sglang_flowprefill.kernels.cpu.native import (
+    TARGET_VARIABLE,
+    TARGETS,
+    can_write_kv,
+    load_native,
+)
 from torch.nn.functional import silu
 
 BEST, OTHER = (target.name for target in TARGETS)
@@ -67,6 +72,84 @@ def test_rope_rotates_in_place_as_torch_does(native):
     expected = torch.cat((rotated(qkv[:, :192]), rotated(qkv[:, 192:256]), qkv[:, 256:]), dim=-1)
     native.rope_(positions, qkv[:, :192], qkv[:, 192:256], cos_sin)
     assert torch.equal(qkv, expected)
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize(("num_tokens", "width"), [(1, 16), (3, 48), (7, 576), (130, 2048)])
+def test_float32_norm_is_within_its_bound(native, num_tokens, width, has_residual):
+    """2^-20 relative against float64, on odd sizes too; the sum is bitwise torch's."""
+    torch.manual_seed(6)
+    x, residual = torch.randn(2, num_tokens, width)
+    weight = torch.randn(width)
+    total = (x + residual if has_residual else x).double()
+    expected = total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-5) * weight
+    updated = residual.clone() if has_residual else None
+    result = native.add_rms_norm(x, updated, weight, 1e-5, rounds_first=True)
+    torch.testing.assert_close(result, expected.float(), atol=0.0, rtol=2**-20)
+    if updated is not None:
+        assert torch.equal(updated, x + residual)
+
+
+@pytest.mark.parametrize(("num_tokens", "width"), [(1, 16), (33, 96), (200, 1536)])
+def test_float32_silu_and_mul_is_within_its_bound(native, num_tokens, width):
+    """(16 + 2 abs(gate)) 2^-24 relative against float64, on odd sizes, also far out."""
+    torch.manual_seed(7)
+    x = torch.randn(num_tokens, 2 * width) * 20
+    gate, up = x.double().chunk(2, dim=-1)
+    expected = silu(gate) * up
+    error = (native.silu_and_mul(x) - expected).abs()
+    assert (error <= (16 + 2 * gate.abs()) * 2**-24 * expected.abs() + 1e-30).all()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5, 97])
+def test_float32_rope_is_within_its_bound(native, num_tokens):
+    """2^-22 of the largest product, whichever way the two are summed."""
+    torch.manual_seed(8)
+    dim = 64
+    cos_sin, positions = torch.randn(100, dim), torch.randint(100, (num_tokens,))
+    query, key = torch.randn(num_tokens, 3 * dim), torch.randn(num_tokens, dim)
+    cos, sin = cos_sin[positions].double()[:, None].chunk(2, dim=-1)
+    expected = []
+    for x in (query, key):
+        first, second = x.double().view(num_tokens, -1, dim).chunk(2, dim=-1)
+        rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        expected.append(rotated.view(num_tokens, -1))
+    largest = 2 * max(query.abs().max(), key.abs().max()) * cos_sin.abs().max()
+    native.rope_(positions, query, key, cos_sin)
+    for found, wanted in zip((query, key), expected, strict=True):
+        assert (found - wanted).abs().max() <= 2**-22 * largest
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
+@pytest.mark.parametrize(("num_tokens", "num_heads", "dim"), [(1, 1, 16), (5, 3, 64), (900, 3, 80)])
+def test_keys_and_values_land_in_their_slots(native, dtype, num_tokens, num_heads, dim):
+    """As torch's indexed write puts them, from columns of a wider tensor; nothing else moves."""
+    torch.manual_seed(9)
+    qkv = torch.randn(num_tokens, 4 * num_heads * dim).to(dtype)
+    keys, values = (
+        qkv[:, start * num_heads * dim :][:, : num_heads * dim].view(num_tokens, num_heads, dim)
+        for start in (2, 3)
+    )
+    cached = torch.randn(2, num_tokens + 7, num_heads, dim).to(dtype)
+    slots = torch.randperm(num_tokens + 7)[:num_tokens]
+    expected = cached.clone()
+    expected[0, slots], expected[1, slots] = keys, values
+    assert can_write_kv(keys, values, *cached, slots)
+    native.write_kv(keys, values, *cached, slots)
+    assert torch.equal(cached, expected)
+
+
+def test_what_is_not_rows_of_one_dtype_is_not_written():
+    """Other dtypes, widths, slot numbers or layouts are left to SGLang."""
+    keys, cached, slots = torch.zeros(4, 2, 16), torch.zeros(9, 2, 16), torch.arange(4)
+    assert can_write_kv(keys, keys, cached, cached, slots)
+    assert not can_write_kv(keys, keys, cached.half(), cached, slots)
+    assert not can_write_kv(keys, keys[..., :8], cached, cached[..., :8], slots)
+    assert not can_write_kv(keys, keys, cached, cached, slots.int())
+    assert not can_write_kv(keys, keys, cached, cached, slots[:3])
+    assert not can_write_kv(keys.view(4, 32), keys.view(4, 32), cached, cached, slots)
+    transposed = cached.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not can_write_kv(keys, keys, transposed, cached, slots)
 
 
 @pytest.mark.usefixtures("forgets")
