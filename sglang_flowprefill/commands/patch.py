@@ -116,6 +116,7 @@ def revert(installation: Installation, patch_set: PatchSet) -> int:
 def _print_diff(text: str) -> None:
     """Print in colours on a terminal, and byte for byte elsewhere."""
     if sys.stdout.isatty():
-        Console().print(Syntax(text, "diff", word_wrap=True, background_color="default"))
+        syntax = Syntax(text, "diff", theme="ansi_dark", word_wrap=True)
+        Console().print(syntax)
     else:
         print(text, end="")
