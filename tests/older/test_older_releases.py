@@ -16,7 +16,9 @@ pytestmark = pytest.mark.older
 
 PROMPT_LENGTHS = (7, 60, 300, 1100)
 NUM_OUTPUT_TOKENS = 8
-LONG, URGENT = tokens(4000, seed=101), tokens(40, seed=102)
+LONG, URGENT = tokens(3000, seed=101), tokens(40, seed=102)
+# Generous: on a busy machine a tight objective would be hopeless, and hopeless ones come last.
+LONG_SLO_MS, URGENT_SLO_MS = 600_000, 30_000
 CHECK_TABLE = """
 import sglang.srt.entrypoints.http_server, sglang.srt.managers.scheduler
 from sglang_flowprefill.adapter import compat
@@ -50,9 +52,9 @@ def greedy(server):
 def require_urgent_first(server):
     """Assert that an urgent prompt is answered while a long one is being prefilled."""
     with ThreadPoolExecutor() as pool:
-        long = pool.submit(server.generate, LONG, 2, ttft_slo_ms=300_000)
+        long = pool.submit(server.generate, LONG, 2, ttft_slo_ms=LONG_SLO_MS)
         time.sleep(1.0)
-        server.generate(URGENT, 2, ttft_slo_ms=500)
+        server.generate(URGENT, 2, ttft_slo_ms=URGENT_SLO_MS)
         assert not long.done()
         assert long.result()["meta_info"]["completion_tokens"] == 2
 
@@ -60,7 +62,7 @@ def require_urgent_first(server):
 def require_abort(server):
     """Assert that an abort ends a prefill that is under way."""
     with ThreadPoolExecutor() as pool:
-        body = generate_body(tokens(4000, seed=103), 2, rid="to-abort")
+        body = generate_body(tokens(3000, seed=103), 2, rid="to-abort")
         answer = pool.submit(server.post, "/generate", body)
         time.sleep(1.0)
         server.post("/abort_request", {"rid": "to-abort"})

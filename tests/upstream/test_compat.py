@@ -1,6 +1,8 @@
 """The installed SGLang is the one that the adapter was written for."""
 
 import ast
+import importlib.metadata
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ def test_other_version_is_refused(monkeypatch):
     monkeypatch.setattr(releases, "installed_version", lambda: "0.5.14")
     with pytest.raises(UnsupportedSGLangError, match=r"0\.5\.14 .* pip install sglang==0\.5\.23"):
         compat.verify_version()
+
+
+def test_requirement_spans_the_supported_releases():
+    """Pip may install no release older or newer than those that run."""
+    requirements = importlib.metadata.requires("sglang-flowprefill")
+    (sglang,) = [text for text in requirements if re.match(r"sglang\b", text)]
+    oldest, newest = compat.SUPPORTED_VERSIONS[0], compat.SUPPORTED_VERSIONS[-1]
+    assert {f">={oldest}", f"<={newest}"} == set(sglang.removeprefix("sglang").split(","))
 
 
 def test_rows_name_supported_releases():
