@@ -62,7 +62,7 @@ def test_the_page_shows_the_state(browser):
             "waiting": "2",
             "prefills running": "1",
             "prefills suspended": "1",
-            "held by suspended": "48 MB",
+            "suspended hold": "48 MB",
             "decoding": "5",
             "rounds a second": "12.5",
             "blocking, median": "4.2 ms",
