@@ -51,12 +51,15 @@ class PrefillPlan:
     max_tile_pairs: float
 
 
-def plan_prefill(sequences: Sequence[NewTokens], max_tile_pairs: float) -> PrefillPlan:
+def plan_prefill(
+    sequences: Sequence[NewTokens], max_tile_pairs: float, rows_multiple: int = _ROWS_MULTIPLE
+) -> PrefillPlan:
     """Divide a batch into tiles.
 
     Args:
         sequences: In the order of their query rows.
         max_tile_pairs: Query-key pairs (of one head) of a tile; infinity: one tile.
+        rows_multiple: Where a long sequence is cut, and the shortest tile of it.
     """
     tiles: list[list[Piece]] = []
     num_left = 0.0  # pairs that the last tile has room for
@@ -70,7 +73,7 @@ def plan_prefill(sequences: Sequence[NewTokens], max_tile_pairs: float) -> Prefi
                 tiles.append([])
                 num_left = max_tile_pairs
             if num_pairs > max_tile_pairs:
-                num_rows = min(num_rows, _tile_rows(position, max_tile_pairs))
+                num_rows = min(num_rows, _tile_rows(position, max_tile_pairs, rows_multiple))
                 num_pairs = num_rows * float(position + num_rows)
             tiles[-1].append((sequence.table_row, first_row, num_rows, position))
             num_left -= num_pairs
@@ -157,7 +160,7 @@ def _attend_in_torch(
         start = stop
 
 
-def _tile_rows(position: int, max_pairs: float) -> int:
+def _tile_rows(position: int, max_pairs: float, multiple: int) -> int:
     """Return the rows from this position on that see at most so many keys together.
 
     ``rows * (position + rows) = max_pairs``, solved for rows.
@@ -165,4 +168,4 @@ def _tile_rows(position: int, max_pairs: float) -> int:
     if math.isinf(max_pairs):
         return 1 << 62
     rows = (math.sqrt(position * position + 4.0 * max_pairs) - position) / 2.0
-    return max(int(rows) // _ROWS_MULTIPLE, 1) * _ROWS_MULTIPLE
+    return max(int(rows) // multiple, 1) * multiple

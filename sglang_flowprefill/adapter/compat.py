@@ -210,6 +210,31 @@ UPSTREAM = (
         ("self", "forward_batch"),
     ),
     UpstreamSymbol(
+        "layers.attention.flashinfer_backend.FlashInferAttnBackend.init_forward_metadata",
+        "flashinfer.py",
+        "plans tiles beside SGLang's own plan",
+        ("self", "forward_batch"),
+    ),
+    UpstreamSymbol(
+        "layers.attention.flashinfer_backend.FlashInferAttnBackend.forward_extend",
+        "flashinfer.py",
+        "tiled",
+        ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+    ),
+    UpstreamSymbol(
+        "layers.attention.flashinfer_backend.FlashInferAttnBackend._kv_write_scales",
+        "flashinfer.py",
+        "writes keys and values before the tiles",
+        ("self", "layer"),
+    ),
+    UpstreamSymbol("layers.radix_attention.AttentionType", "flashinfer.py", "causal or not"),
+    UpstreamSymbol(
+        "mem_cache.memory_pool.KVWriteLoc.for_layer",
+        "flashinfer.py",
+        "writes keys and values before the tiles",
+        ("forward_batch", "layer", "swa_loc"),
+    ),
+    UpstreamSymbol(
         "layers.layernorm.RMSNorm.forward_native",
         "cpu_ops.py",
         "compiled on the CPU",

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sglang.srt.layers.layernorm import (
     Gemma3RMSNorm,
@@ -27,6 +27,7 @@ from torch import nn
 
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
+from sglang_flowprefill.adapter.flashinfer import tile_flashinfer
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
 from sglang_flowprefill.core import PrefillCost
@@ -119,7 +120,6 @@ class PreemptibleModelRunner:
         self.num_layers = int(model_runner.model_config.num_hidden_layers)
         self._granularity = granularity
         self._attention = AttentionState(model_runner.attn_backend)
-        self._backend = model_runner.attn_backend
         self._packed_weights: PackedWeights | None = None
         if device == "cpu":
             use_compiled_ops(model)
@@ -138,8 +138,9 @@ class PreemptibleModelRunner:
             synchronize=self.checkpoint.drain,
         )
         _add_tiled_modules(self._tiling, model, operators)
-        if isinstance(self._backend, TiledTorchNativeBackend):
-            self._backend.reach = lambda: self.checkpoint.reach("attention tile")
+        self._tiled_attention = _tiled_attention(model_runner.attn_backend)
+        if self._tiled_attention is not None:
+            self._tiled_attention.reach = lambda: self.checkpoint.reach("attention tile")
 
     def cursor(
         self, run: Callable[[], Any], *, is_preemptible: bool = True, is_bounded: bool = True
@@ -177,9 +178,9 @@ class PreemptibleModelRunner:
         limit_s = max_operator_s if self._granularity == "operator" else 0.0
         limit_s = limit_s or math.inf
         self._tiling.limit(seconds_per_row, limit_s)
-        if isinstance(self._backend, TiledTorchNativeBackend):
+        if self._tiled_attention is not None:
             pair_s = cost.per_attention_pair_s / self.num_layers
-            self._backend.limit_tiles(limit_s / pair_s if pair_s > 0.0 else math.inf)
+            self._tiled_attention.limit_tiles(limit_s / pair_s if pair_s > 0.0 else math.inf)
 
     def on_weights_changed(self) -> None:
         """Forget what was derived from the weights. Call after anything that may write them."""
@@ -217,6 +218,23 @@ class PreemptibleModelRunner:
             f"Modules without a boundary: {modules}. Serve this model without FlowPrefill "
             "(python -m sglang.launch_server)"
         )
+
+
+class _TiledAttention(Protocol):
+    """Prefill attention that runs in tiles.
+
+    Attributes:
+        reach: Checkpoint called between two of them.
+    """
+
+    reach: Callable[[], None]
+
+    def limit_tiles(self, max_pairs: float) -> None:
+        """Cut attention over more than this many query-key pairs (of one head)."""
+
+
+def _tiled_attention(backend: Any) -> _TiledAttention | None:
+    return backend if isinstance(backend, TiledTorchNativeBackend) else tile_flashinfer(backend)
 
 
 def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]:
