@@ -21,7 +21,6 @@ from torch import nn
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
-from sglang_flowprefill.adapter.flashinfer import tile_flashinfer
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
 from sglang_flowprefill.core import PrefillCost
@@ -235,7 +234,9 @@ class _TiledAttention(Protocol):
 
 
 def _tiled_attention(backend: Any) -> _TiledAttention | None:
-    return backend if isinstance(backend, TiledTorchNativeBackend) else tile_flashinfer(backend)
+    if isinstance(backend, TiledTorchNativeBackend):
+        return backend
+    return _engine.tile_flashinfer(backend)
 
 
 def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]:

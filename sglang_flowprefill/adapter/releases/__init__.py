@@ -44,6 +44,7 @@ _LACKS_0_5_10 = (
     ),
     "`--enable-attn-tp-input-scattered`, which is refused",
     "a packed LM head on the CPU",
+    "tiles of FlashInfer's attention",
     "`SGLANG_FLOWPREFILL=kernels`",
     "suspended requests in load reports and under `SGLANG_REQ_RUNNING_TIMEOUT`",
     "SGLang's watchdog, which sees no batch and never acts",

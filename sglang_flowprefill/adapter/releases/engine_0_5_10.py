@@ -38,6 +38,7 @@ __all__ = [
     "make_abort_req",
     "release_uncached",
     "set_forward_context",
+    "tile_flashinfer",
     "token_ids",
 ]
 
@@ -218,6 +219,10 @@ def data_parallel_rank(scheduler: Any) -> int | None:
     """Return which of several data-parallel schedulers this is; None where there is one."""
     rank: int | None = scheduler.dp_rank
     return rank
+
+
+def tile_flashinfer(_backend: Any) -> None:
+    """Leave FlashInfer's attention whole: its backend writes KV in a way of its own here."""
 
 
 def token_ids(tokens: Sequence[int]) -> list[int]:

@@ -16,6 +16,7 @@ from sglang_flowprefill.adapter.releases.engine_0_5_23 import (
     make_abort_req,
     release_uncached,
     set_forward_context,
+    tile_flashinfer,
     token_ids,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "make_abort_req",
     "release_uncached",
     "set_forward_context",
+    "tile_flashinfer",
     "token_ids",
 ]
 

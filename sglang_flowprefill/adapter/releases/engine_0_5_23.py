@@ -19,6 +19,8 @@ from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.srt.model_executor.forward_context import set_forward_context
 from sglang.srt.runtime_context import get_forward, get_observability, get_parallel
 
+from sglang_flowprefill.adapter.flashinfer import tile_flashinfer
+
 __all__ = [
     "ASKS_LM_HEAD_METHOD",
     "NORMS",
@@ -32,6 +34,7 @@ __all__ = [
     "make_abort_req",
     "release_uncached",
     "set_forward_context",
+    "tile_flashinfer",
     "token_ids",
 ]
 
