@@ -19,22 +19,23 @@ from bench.workloads.request import TraceRequest
 
 
 class State(Enum):
-    """How a request fares; the value is its style in the terminal."""
+    """How a request fares: its mark, its name, its style in a terminal that has colours."""
 
-    TO_COME = "dim"
-    WAITING = "yellow"
-    OVERDUE = "bold red"
-    IN_TIME = "green"
-    LATE = "red"
+    TO_COME = (".", "to come", "dim")
+    WAITING = ("?", "waiting", "yellow")
+    OVERDUE = ("!", "waiting, late already", "bold red")
+    IN_TIME = ("+", "in time", "green")
+    LATE = ("x", "late", "red")
 
+    @property
+    def mark(self) -> str:
+        """One character, which tells states apart without colours."""
+        return self.value[0]
 
-_LEGEND = (
-    (State.TO_COME, "to come"),
-    (State.WAITING, "waiting"),
-    (State.OVERDUE, "waiting, late already"),
-    (State.IN_TIME, "in time"),
-    (State.LATE, "late"),
-)
+    @property
+    def style(self) -> str:
+        """Style of ``rich``."""
+        return self.value[2]
 
 
 class Board:
@@ -83,20 +84,21 @@ class Board:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw a row of all requests, and a table of the classes."""
         states = self.states()
-        legend = Text("  ").join(Text(name, state.value) for state, name in _LEGEND)
+        legend = Text("   ").join(Text(f"{s.mark} {s.value[1]}", s.style) for s in State)
         yield Group(
             Text(f"{self._title}, {self._clock() - self._start_s:.0f} s", "bold"),
-            self._row_of_requests(states),
+            *self._rows_of_requests(states),
             legend,
             self._table(states),
         )
 
-    def _row_of_requests(self, states: Sequence[State]) -> Text:
-        """Write a letter for each request: the first of its class."""
-        row = Text()
+    def _rows_of_requests(self, states: Sequence[State]) -> tuple[Text, Text]:
+        """Write the first letter of each request's class, and its mark below."""
+        letters, marks = Text(), Text()
         for request, state in zip(self._requests, states, strict=True):
-            row.append(request.slo_class[0], state.value)
-        return row
+            letters.append(request.slo_class[0], state.style)
+            marks.append(state.mark, state.style)
+        return letters, marks
 
     def _table(self, states: Sequence[State]) -> Table:
         table = Table()

@@ -94,6 +94,7 @@ class _Demo:
                     ReplayOptions(seed=self._args.seed),
                     on_finished=board.on_finished,
                 )
+            self._console.print()  # the board does not end its last line
         return SystemRun(name, server.description, rows)
 
     def _server_options(self) -> ServerOptions:

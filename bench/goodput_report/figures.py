@@ -96,7 +96,8 @@ def draw_attainment(result: GoodputResult, options: ReportOptions, folder: Path)
             "In time, by offered rate",
             "A filled marker is one replay of one seed; the line joins medians of each rate. "
             "Hollow markers are replays that were ended once the goal was out of reach: the most "
-            "that they could have attained." + _left_out(result, systems),
+            f"that they could have attained. Dotted: {options.goal:.0%}."
+            + _left_out(result, systems),
             folder,
         )
 
@@ -122,14 +123,6 @@ def _draw_probes(axis: Axes, probes: Sequence[Probe], style: dict[str, Any]) -> 
 def _goal_line(axis: Axes, options: ReportOptions) -> None:
     axis.axhline(options.goal, color=INK, linewidth=0.9, linestyle=":")
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axis.annotate(
-        f"goal {options.goal:.0%}",
-        (1.0, options.goal),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -10),
-        textcoords="offset points",
-        ha="right",
-    )
 
 
 def draw_slo_scales(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:
@@ -162,7 +155,8 @@ def draw_slo_scales(result: GoodputResult, options: ReportOptions, folder: Path)
             "slo-scale",
             "Tighter and looser objectives",
             "Every objective times the scale, each scale replayed anew. Median and range over "
-            f"seeds.{below} Hollow: at most this much.",
+            f"seeds.{below} Hollow: at most this much. "
+            f"Dotted: {options.goal:.0%}.",
             folder,
         )
 

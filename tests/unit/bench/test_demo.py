@@ -60,11 +60,11 @@ def test_an_answer_is_in_time_or_late_and_a_failure_is_late():
 
 
 def test_the_board_shows_every_request_and_counts_classes():
-    """A letter for each request in order of arrival; counts and times by class."""
+    """A letter and a mark for each request in order of arrival; counts and times by class."""
     console = Console(width=100, record=True)
     console.print(board_at(1.5, row(0, ttft_s=0.5)))
     text = console.export_text()
-    assert "ttt" in [line.strip() for line in text.splitlines()]
+    assert {"ttt", "+?."} <= {line.strip() for line in text.splitlines()}
     (line,) = [line for line in text.splitlines() if "text" in line]
     assert [cell.strip() for cell in line.split("│")[1:-1]] == [
         "text",
