@@ -236,7 +236,7 @@ class _TiledAttention(Protocol):
 def _tiled_attention(backend: Any) -> _TiledAttention | None:
     if isinstance(backend, TiledTorchNativeBackend):
         return backend
-    return _engine.tile_flashinfer(backend)
+    return releases.engine().tile_flashinfer(backend)
 
 
 def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]:
