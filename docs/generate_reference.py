@@ -51,8 +51,7 @@ def compatibility_page() -> str:
     """List the supported versions, refused settings and touched upstream symbols."""
     refused = [f"| `{f.flag}` | {f.why} |" for f in UNSUPPORTED_FEATURES]
     symbols = [
-        f"| `{row.path}` | `adapter/{row.used_in}` | {row.why} |"
-        for row in (*compat.UPSTREAM, *compat.UPSTREAM_HTTP)
+        f"| `{row.path}` | `adapter/{row.used_in}` | {row.why} |" for row in compat.EVERY_ROW
     ]
     versions = ", ".join(compat.SUPPORTED_VERSIONS)
     return "\n".join(

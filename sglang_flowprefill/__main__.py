@@ -4,24 +4,31 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sglang_flowprefill.commands import profile
+from sglang_flowprefill.commands import doctor, profile
 from sglang_flowprefill.errors import FlowPrefillError
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m sglang_flowprefill", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    doctor.add_command(commands)
+    profile.add_command(commands)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sglang_flowprefill", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    profile.add_command(commands)
+    parser = command_line()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_server_flags:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        args.run(args, rest)
+        status: int | None = args.run(args, rest)
     except FlowPrefillError as error:
         print(f"flowprefill: error: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sglang_flowprefill.activation import PLUGIN_NAME, enable
+from sglang_flowprefill.activation import PLUGIN_NAME, enable, is_plugin_allowed
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults, is_cpu_only
 from sglang_flowprefill.errors import ConfigError, FlowPrefillError
 
@@ -68,7 +68,7 @@ def complete_arguments(given: Sequence[str]) -> list[str]:
 
 def _require_plugin_allowed(allowed: str) -> None:
     """SGLang loads only the plugins named in SGLANG_PLUGINS, silently skipping the others."""
-    if allowed and PLUGIN_NAME not in [name.strip() for name in allowed.split(",")]:
+    if not is_plugin_allowed(allowed):
         raise ConfigError("SGLANG_PLUGINS", allowed, f"must name {PLUGIN_NAME}, or be unset")
 
 
