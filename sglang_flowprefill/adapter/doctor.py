@@ -94,10 +94,10 @@ def check_model(settings: Any) -> Finding:
     Args:
         settings: SGLang's resolved ``ServerArgs`` for one rank: all ranks have the same modules.
     """
-    from sglang_flowprefill.adapter.bare_model import bare_model, model_config  # noqa: PLC0415
-    from sglang_flowprefill.adapter.coverage import Coverage  # noqa: PLC0415
-
     try:
+        from sglang_flowprefill.adapter.bare_model import bare_model, model_config  # noqa: PLC0415
+        from sglang_flowprefill.adapter.coverage import Coverage  # noqa: PLC0415
+
         config = model_config(settings)
         refused = refused_families(config)
         if refused:

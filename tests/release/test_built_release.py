@@ -52,7 +52,7 @@ def names_in(wheel):
 
 
 def test_the_wheel_holds_what_the_source_holds(wheel):
-    """Every module, C++ source and data file of the package, and nothing of bench or tests."""
+    """Every module, C++ source and data file of the package, and no other package beside it."""
     kinds = {".py", ".cpp", ".h", ".html", ".typed", ".toml", ".patch", ".json"}
     folders = {"sglang_flowprefill": "sglang_flowprefill", "kernels": "sglang_flowprefill/kernels"}
     wanted = {

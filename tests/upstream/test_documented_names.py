@@ -21,6 +21,7 @@ from tests.documented import ROOT, USER_PAGES, blocks, words
 FOREIGN_FLAGS = {
     # pip, uv, pytest, make and git, whose help is not ours to keep
     *("--no-deps", "--no-index", "--no-build-isolation", "--force-reinstall", "--help"),
+    "--tp",  # of SGLang, which takes shortened flags: --tp-size
     # vLLM's, in the description of a peer
     *("--max-num-batched-tokens", "--max-num-partial-prefills", "--scheduling-policy"),
     # SGLang's benchmark client
