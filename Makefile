@@ -35,8 +35,8 @@ hash = $(shell cat $(1) | { cat; echo '$(CURDIR) $(ENGINE) $(PYTHON)'; } | sha25
 TRITON := requirements/triton-stand-in
 ENGINE_STAMP := $(VENV)/.engine-$(call hash,requirements/cpu.txt $(TRITON)/pyproject.toml \
                   $(TRITON)/triton/__init__.py)
-PROJECT_STAMP := $(VENV)/.project-$(call hash,pyproject.toml)
-TOOLS_STAMP := $(VENV)/.tools-$(call hash,requirements/dev.txt)
+PROJECT_STAMP := $(VENV)/.project-$(call hash,pyproject.toml sglang_flowprefill/__init__.py)
+TOOLS_STAMP := $(VENV)/.tools-$(call hash,requirements/dev.txt requirements/docs.txt)
 VLLM := .venv-peers/vllm
 VLLM_NAME := requirements/vllm-name
 VLLM_STAMP := $(VLLM)/.installed-$(call hash,requirements/vllm.txt $(VLLM_NAME)/pyproject.toml)
@@ -50,15 +50,17 @@ OLDER_STAMPS := $(foreach v,$(OLDER),.venv-older/$(v)/.installed-$(call hash,req
 MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
-.PHONY: help serve demo setup model test lint test-unit test-triton test-server gpu-check peers
-.PHONY: browser older test-older clean clean-peers clean-older demo-clean
+.PHONY: help serve demo setup model test lint docs test-unit test-triton test-server
+.PHONY: release-check gpu-check peers browser older test-older
+.PHONY: clean clean-peers clean-older demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
 	@echo 'make setup        install everything and convert the embedded model'
 	@echo 'make demo         stock SGLang and FlowPrefill under the same burst, live (minutes)'
 	@echo 'make test         lint, unit tests and tests with a real server'
-	@echo 'make lint | test-unit | test-triton | test-server'
+	@echo 'make lint | docs | test-unit | test-triton | test-server | release-check'
+	@echo '                  docs: the site in build/docs; release-check: sdist and wheel, tried out'
 	@echo 'make browser      install Chromium, which tests of pages need, unless it is there'
 	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
@@ -80,7 +82,7 @@ model: $(PROJECT_STAMP)
 	$(SAY) 'Embedded model: SmolLM2-135M-Instruct'
 	$(BIN)/python -m sglang_flowprefill.cpu.embedded_model
 
-test: lint test-unit test-triton test-server
+test: lint docs test-unit test-triton test-server
 
 lint: $(TOOLS_STAMP)
 	$(SAY) 'Lint'
@@ -88,6 +90,15 @@ lint: $(TOOLS_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+# A broken link, a missing anchor or a page outside the navigation is an error, and so is a page
+# that loads something from elsewhere.
+FOREIGN := <(script|img|iframe)[^>]+src="https?:|<link[^>]+rel="(stylesheet|preload)"[^>]+"https?:
+docs: $(TOOLS_STAMP)
+	$(SAY) 'Documentation as a site'
+	$(BIN)/python -m sphinx -qW --keep-going -d build/doctrees docs build/docs
+	@! grep -rlE '$(FOREIGN)' build/docs --include='*.html' || \
+	  { echo 'make: these pages load something from elsewhere'; exit 1; }
 
 # The one part of the set-up outside this folder: no Chromium comes from PyPI.
 browser:
@@ -102,7 +113,7 @@ browser:
 
 test-unit: $(TOOLS_STAMP) browser
 	$(SAY) 'Tests without a server'
-	$(BIN)/python -m pytest -m 'not gpu and not server and not triton and not older'
+	$(BIN)/python -m pytest -m 'not gpu and not server and not triton and not older and not release'
 
 test-triton: $(REAL_TRITON_STAMP)
 	$(SAY) 'Triton kernels in its interpreter'
@@ -111,6 +122,13 @@ test-triton: $(REAL_TRITON_STAMP)
 test-server: $(TOOLS_STAMP) browser model
 	$(SAY) 'Tests with a real server (minutes)'
 	$(BIN)/python -m pytest -m server
+
+# Builds into dist/, then installs the wheel beside nothing of this folder and serves with it.
+release-check: $(TOOLS_STAMP) model
+	$(SAY) 'Release: sdist and wheel, installed elsewhere, serving'
+	rm -rf build/lib build/bdist.* dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m pytest -m release tests/release
 
 ifeq ($(ENGINE),gpu)
 
@@ -154,7 +172,7 @@ endif
 
 $(TOOLS_STAMP): $(PROJECT_STAMP)
 	$(SAY) 'Tools for lint and tests'
-	$(INSTALL) --no-deps -r requirements/dev.txt
+	$(INSTALL) --no-deps -r requirements/dev.txt -r requirements/docs.txt
 	@touch $@
 
 # Peers have environments of their own: their requirements contradict SGLang's. Not part of CI.

@@ -64,7 +64,7 @@ def compatibility_page() -> str:
     refused = [f"| `{f.flag}` | {f.why} |" for f in UNSUPPORTED_FEATURES]
     symbols = [
         f"| `{row.path}` | `adapter/{row.used_in}` | {row.why} | {_releases_of(row)} |"
-        for row in (*compat.UPSTREAM, *compat.UPSTREAM_HTTP)
+        for row in compat.EVERY_ROW
     ]
     supported = [
         f"| {release.version} | {'; '.join(release.lacks) or 'nothing'} |"

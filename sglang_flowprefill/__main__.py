@@ -4,18 +4,22 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sglang_flowprefill.commands import bench, patch, profile, top
+from sglang_flowprefill.commands import bench, doctor, patch, profile, top
 from sglang_flowprefill.errors import FlowPrefillError
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(prog="python -m sglang_flowprefill", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (bench, doctor, patch, profile, top):
+        command.add_command(commands)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sglang_flowprefill", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    bench.add_command(commands)
-    patch.add_command(commands)
-    profile.add_command(commands)
-    top.add_command(commands)
+    parser = command_line()
     args, rest = parser.parse_known_args(argv)
     if rest and not args.takes_server_flags:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -32,6 +32,15 @@ def is_kernels_only(environment: MutableMapping[str, str] = os.environ) -> bool:
     return _value(environment) == KERNELS_ONLY
 
 
+def is_plugin_allowed(allowed: str) -> bool:
+    """Tell whether SGLang would load our plugin, given the value of ``SGLANG_PLUGINS``.
+
+    >>> is_plugin_allowed("other, flowprefill"), is_plugin_allowed(""), is_plugin_allowed("other")
+    (True, True, False)
+    """
+    return not allowed or PLUGIN_NAME in [name.strip() for name in allowed.split(",")]
+
+
 def enable(environment: MutableMapping[str, str] = os.environ) -> None:
     """Switch FlowPrefill on for this process and its children.
 

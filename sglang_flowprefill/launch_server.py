@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sglang_flowprefill.activation import PLUGIN_NAME, enable
+from sglang_flowprefill.activation import PLUGIN_NAME, enable, is_plugin_allowed
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults, is_cpu_only
 from sglang_flowprefill.errors import ConfigError, FlowPrefillError
 from sglang_flowprefill.patching import is_installed_patched
@@ -72,8 +72,7 @@ def _require_plugin_allowed(allowed: str) -> None:
 
     A patched SGLang loads ours beside them.
     """
-    names = [name.strip() for name in allowed.split(",")]
-    if allowed and PLUGIN_NAME not in names and not is_installed_patched():
+    if not (is_plugin_allowed(allowed) or is_installed_patched()):
         raise ConfigError(
             "SGLANG_PLUGINS",
             allowed,

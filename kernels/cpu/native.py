@@ -318,17 +318,26 @@ def load_native(target_name: str | None = None) -> NativeKernels | None:
         target_name: One of ``TARGETS``; None: what ``TARGET_VARIABLE`` says, or the best.
     """
     try:
-        target = _choose(target_name or os.environ.get(TARGET_VARIABLE))
-        path = _built_library(target)
-        # torch is loaded already: its OpenMP runtime has the soname that the library asks for,
-        # so that both share one thread pool.
-        library = ctypes.CDLL(str(path))
+        return build_native(target_name)
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning(
             "FlowPrefill: CPU kernels run as plain torch code, which is slower: %s", error
         )
         return None
-    return NativeKernels(library, path.stem)
+
+
+def build_native(target_name: str | None = None) -> NativeKernels:
+    """Return the compiled kernels, building them if needed.
+
+    Raises:
+        OSError: The processor has no target, or there is no compiler, or nothing can be written.
+        subprocess.SubprocessError: The compiler fails.
+    """
+    target = _choose(target_name or os.environ.get(TARGET_VARIABLE))
+    path = _built_library(target)
+    # torch is loaded already: its OpenMP runtime has the soname that the library asks for, so
+    # that both share one thread pool.
+    return NativeKernels(ctypes.CDLL(str(path)), path.stem)
 
 
 def _choose(name: str | None) -> Target:

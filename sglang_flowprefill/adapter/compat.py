@@ -286,7 +286,7 @@ UPSTREAM = (
     ),
     # Modules that are operators, and attention.
     *(
-        UpstreamSymbol(f"layers.{name}", "model_runner.py", "operator boundary")
+        UpstreamSymbol(f"layers.{name}", "coverage.py", "operator boundary")
         for name in (
             "layernorm.RMSNorm",
             "layernorm.GemmaRMSNorm",
@@ -306,7 +306,7 @@ UPSTREAM = (
     ),
     UpstreamSymbol(
         "layers.vocab_parallel_embedding.VocabParallelEmbedding",
-        "model_runner.py",
+        "coverage.py",
         "needs no boundary",
     ),
     UpstreamSymbol(
@@ -491,6 +491,44 @@ UPSTREAM_HTTP = (
     ),
     UpstreamSymbol("utils.kill_process_tree", "launch.py", "shutdown", ("parent_pid",)),
 )
+
+# Used by the doctor command only, to build a model without its weights: verified there.
+UPSTREAM_DOCTOR = (
+    UpstreamSymbol(
+        "configs.model_config.ModelConfig.from_server_args",
+        "bare_model.py",
+        "what a model is",
+        ("server_args",),
+    ),
+    UpstreamSymbol(
+        "configs.load_config.LoadConfig", "bare_model.py", "a model without weights", ()
+    ),
+    UpstreamSymbol(
+        "model_loader.loader._initialize_model",
+        "bare_model.py",
+        "a model without weights",
+        ("model_config", "load_config"),
+    ),
+    UpstreamSymbol("runtime_context.publish", "bare_model.py", "settings", ("server_args",)),
+    UpstreamSymbol("runtime_context.SpawnRanks", "bare_model.py", "one rank", ("world_rank",)),
+    UpstreamSymbol(
+        "distributed.parallel_state.init_distributed_environment",
+        "bare_model.py",
+        "one rank",
+        ("world_size", "rank", "distributed_init_method", "local_rank", "backend"),
+    ),
+    UpstreamSymbol(
+        "distributed.parallel_state.initialize_model_parallel", "bare_model.py", "one rank", ()
+    ),
+    UpstreamSymbol(
+        "layers.dp_attention.initialize_dp_attention", "bare_model.py", "one rank", ("server_args",)
+    ),
+)
+
+EVERY_ROW = (*UPSTREAM, *UPSTREAM_HTTP, *UPSTREAM_DOCTOR)
+
+# What this project is tested with on a CPU; requirements/cpu.txt holds the same (tested).
+TESTED_PACKAGES = {"torch": "2.13.0", "transformers": "5.19.0"}
 
 
 def rows_of(rows: tuple[UpstreamSymbol, ...], version: str) -> list[UpstreamSymbol]:

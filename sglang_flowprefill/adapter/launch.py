@@ -18,6 +18,18 @@ def run_flowprefill_scheduler_process(*args: Any, **kwargs: Any) -> None:
     """
     from sglang.srt.managers import scheduler  # noqa: PLC0415 (scheduler process only)
 
+    require_flowprefill_scheduler()
+    scheduler.run_scheduler_process(*args, **kwargs)
+
+
+def require_flowprefill_scheduler() -> None:
+    """Load the plugins and make sure that SGLang's scheduler is ours.
+
+    Raises:
+        SystemExit: It is not; the message says what is.
+    """
+    from sglang.srt.managers import scheduler  # noqa: PLC0415 (before the plugins, which look)
+
     releases.startup().load_plugins()
     from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
@@ -28,7 +40,6 @@ def run_flowprefill_scheduler_process(*args: Any, **kwargs: Any) -> None:
             f"SGLANG_PLUGINS ({os.environ.get('SGLANG_PLUGINS', 'not set')}) lets 'flowprefill' in "
             "and that no other plugin replaces the scheduler"
         )
-    scheduler.run_scheduler_process(*args, **kwargs)
 
 
 def launch(argv: Sequence[str], on_ready: Callable[[str, str], None]) -> None:

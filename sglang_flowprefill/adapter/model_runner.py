@@ -5,26 +5,22 @@ then ``PreemptibleModelRunner`` puts boundaries on the loaded model and hands ou
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sglang.srt.layers.linear import LinearBase
-from sglang.srt.layers.logits_processor import LogitsProcessor
 from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
-from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from torch import nn
 
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
+from sglang_flowprefill.adapter.coverage import Coverage
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
 from sglang_flowprefill.core import PrefillCost
-from sglang_flowprefill.errors import UnsupportedSGLangError
 from sglang_flowprefill.executor import (
     Checkpoint,
     Cursor,
@@ -33,28 +29,10 @@ from sglang_flowprefill.executor import (
     RunAhead,
     device_named,
     family_of,
-    find_operators,
-    first_of_each_layer,
-    halves_of_each_layer,
     install_boundaries,
-    uncovered_modules,
 )
 
-OPERATOR_TYPES: dict[type, str] = {
-    **dict.fromkeys(releases.engine().NORMS, "norm"),
-    LinearBase: "linear",
-    RadixAttention: "attention",
-    FusedMoE: "experts",
-    LogitsProcessor: "logits",
-}
-"""Module classes that launch one operator (lm_head is launched by the logits processor)."""
-
-_LOOKED_UP = (VocabParallelEmbedding, nn.Embedding)
-"""Modules whose parameters no operator covers, and need not: rows are looked up."""
-
 _ROW_WISE_KINDS = frozenset({"norm", "linear"})
-_MIN_BOUNDARIES_PER_LAYER = {"operator": 5, "half-layer": 2, "layer": 1, "chunk": 0, "off": 0}
-_MAX_UNCOVERED_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +92,11 @@ class PreemptibleModelRunner:
         if device == "cpu":
             use_compiled_ops(model)
             self._packed_weights = PackedWeights(model)
-        operators = find_operators(model, OPERATOR_TYPES)
-        self._uncovered = uncovered_modules(model, operators, _LOOKED_UP)
-        self._kinds = dict(Counter(operator.kind for operator in operators))
-        hooked = _operators_at(granularity, operators)
-        self.num_boundaries = len(install_boundaries(hooked, self.checkpoint.reach))
-        self.require_boundaries(self.num_boundaries, "found in the model")
-        self._require_coverage(model)
+        coverage = self._coverage = Coverage(model, self.num_layers, granularity)
+        operators = coverage.operators
+        self.num_boundaries = len(install_boundaries(coverage.hooked, self.checkpoint.reach))
+        coverage.require_boundaries(self.num_boundaries, "found in the model")
+        coverage.require_parameters()
         self.memory = _memory_per_token(model_runner, operators)
         self._tiling = RowTiling(
             self.checkpoint.reach,
@@ -193,31 +169,7 @@ class PreemptibleModelRunner:
         Raises:
             UnsupportedSGLangError: Too few boundaries; lists the modules that have none.
         """
-        per_layer = _MIN_BOUNDARIES_PER_LAYER[self._granularity]
-        needed = per_layer * self.num_layers
-        if count < needed:
-            raise UnsupportedSGLangError(
-                f"only {count} operator boundaries {where}, {needed} needed "
-                f"({per_layer} for each of {self.num_layers} layers; {self._kinds}). "
-                f"{self._without_boundary()}"
-            )
-
-    def _require_coverage(self, model: nn.Module) -> None:
-        """Refuse a model of which a large part runs in one go although boundaries abound."""
-        num_parameters = sum(p.numel() for p in model.parameters())
-        num_uncovered = sum(self._uncovered.values())
-        if num_uncovered > _MAX_UNCOVERED_FRACTION * num_parameters:
-            raise UnsupportedSGLangError(
-                f"{num_uncovered} of {num_parameters} parameters are used outside operators. "
-                f"{self._without_boundary()}"
-            )
-
-    def _without_boundary(self) -> str:
-        modules = ", ".join(sorted(self._uncovered)) or "none with parameters"
-        return (
-            f"Modules without a boundary: {modules}. Serve this model without FlowPrefill "
-            "(python -m sglang.launch_server)"
-        )
+        self._coverage.require_boundaries(count, where)
 
 
 class _TiledAttention(Protocol):
@@ -237,14 +189,6 @@ def _tiled_attention(backend: Any) -> _TiledAttention | None:
     if isinstance(backend, TiledTorchNativeBackend):
         return backend
     return releases.engine().tile_flashinfer(backend)
-
-
-def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]:
-    if granularity == "operator":
-        return operators
-    if granularity == "half-layer":
-        return halves_of_each_layer(operators)
-    return first_of_each_layer(operators) if granularity == "layer" else []
 
 
 def _add_tiled_modules(tiling: RowTiling, model: nn.Module, operators: list[Operator]) -> None:

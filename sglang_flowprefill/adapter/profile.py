@@ -128,8 +128,8 @@ def prefill_profile(
             tiles lie.
         measures_again: Measure whatever the cache says, and replace it.
     """
-    key = {**key, "machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
-    path = _cache_path(key, Path(cache_dir) if cache_dir else cache_folder() / "profiles")
+    key = {**key, **machine_key()}
+    path = _cache_path(key, profile_folder(cache_dir))
     stored = ranks.agree(lambda: None if measures_again else _read(path, key))
     if stored is None:
         is_shown = ranks.is_leader and sys.stderr.isatty()
@@ -151,16 +151,35 @@ def prefill_profile(
     return Profile(cost, num_saturating, stored.operator_seconds_per_row, path)
 
 
+def profile_folder(cache_dir: str | None) -> Path:
+    """Return where profiles are kept, given the server's setting."""
+    return Path(cache_dir) if cache_dir else cache_folder() / "profiles"
+
+
+def machine_key() -> dict[str, str]:
+    """Describe this machine, as far as prefill times depend on it."""
+    return {"machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
+
+
+def read_profile(path: Path) -> StoredProfile:
+    """Read a stored profile, whatever it is of.
+
+    Raises:
+        ProfileError: The file is missing or no profile.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StoredProfile)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ProfileError(f"cannot read the measured profile {path}: {error}") from error
+
+
 def read_samples(path: Path) -> list[ProfileSample]:
     """Read the measured prefills of a profile.
 
     Raises:
         ProfileError: The file is missing or no profile.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=StoredProfile).samples
-    except (OSError, msgspec.DecodeError) as error:
-        raise ProfileError(f"cannot read the measured profile {path}: {error}") from error
+    return read_profile(path).samples
 
 
 def _measure(
@@ -213,13 +232,14 @@ def _read(path: Path, key: Mapping[str, str]) -> StoredProfile | None:
     except (OSError, msgspec.DecodeError) as error:
         logger.warning("FlowPrefill: measuring again, %s is unusable: %s", path, error)
         return None
-    is_current = cached.format_version == _FORMAT_VERSION and cached.key == dict(key)
-    return cached if is_current and _is_plausible(cached) else None
+    return cached if cached.key == dict(key) and is_usable(cached) else None
 
 
-def _is_plausible(cached: StoredProfile) -> bool:
+def is_usable(cached: StoredProfile) -> bool:
+    """Tell whether a stored profile is of today's form and can have been measured."""
     return (
-        len(cached.samples) >= 3
+        cached.format_version == _FORMAT_VERSION
+        and len(cached.samples) >= 3
         and all(s.duration_s > 0 and min(s.shape.terms[:3]) > 0 for s in cached.samples)
         and all(row_s > 0 for row_s in cached.operator_seconds_per_row.values())
     )

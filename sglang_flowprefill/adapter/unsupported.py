@@ -108,6 +108,33 @@ UNSUPPORTED_FEATURES = (
 )
 
 
+def refused_settings(settings: Any) -> list[str]:
+    """Name every flag of a command line that is refused, with its value and the reason.
+
+    Args:
+        settings: SGLang's ``ServerArgs``, as the user wrote it.
+    """
+    return [
+        f"{feature.flag} {getattr(settings, feature.field)}: {feature.why}"
+        for feature in (*UNSUPPORTED_FEATURES, *releases.startup().ALSO_UNSUPPORTED)
+        if hasattr(settings, feature.field) and feature.is_used(getattr(settings, feature.field))
+    ]
+
+
+def refused_families(config: Any) -> list[str]:
+    """Name what keeps a model from being served, as far as its configuration tells.
+
+    Args:
+        config: SGLang's ``ModelConfig``.
+    """
+    facts = {
+        "an embedding or reward model": not config.is_generation,
+        "a multimodal model": bool(config.is_multimodal),
+        "an encoder-decoder model": bool(config.is_encoder_decoder),
+    }
+    return [name for name, is_true in facts.items() if is_true]
+
+
 def require_supported_settings(settings: Any) -> None:
     """Refuse a command line that asks for something unsupported.
 
@@ -117,11 +144,7 @@ def require_supported_settings(settings: Any) -> None:
     Raises:
         UnsupportedSGLangError: Names every flag at fault.
     """
-    problems = [
-        f"{feature.flag} {getattr(settings, feature.field)}: {feature.why}"
-        for feature in (*UNSUPPORTED_FEATURES, *releases.startup().ALSO_UNSUPPORTED)
-        if hasattr(settings, feature.field) and feature.is_used(getattr(settings, feature.field))
-    ]
+    problems = refused_settings(settings)
     if problems:
         raise UnsupportedSGLangError(
             "FlowPrefill does not support these settings; drop them, or serve without FlowPrefill "
@@ -137,13 +160,10 @@ def require_supported_scheduler(scheduler: Any) -> None:
     """
     config = scheduler.model_config
     facts = {
-        "an embedding or reward model": not scheduler.is_generation,
-        "a multimodal model": bool(config.is_multimodal),
         "a hybrid state-space model": bool(scheduler.is_hybrid_ssm),
         "a model with a hybrid sliding-window cache": bool(scheduler.is_hybrid_swa),
-        "an encoder-decoder model": bool(config.is_encoder_decoder),
     }
-    found = [name for name, is_true in facts.items() if is_true]
+    found = refused_families(config) + [name for name, is_true in facts.items() if is_true]
     if found:
         raise UnsupportedSGLangError(
             f"{config.model_path} is {' and '.join(found)}, which FlowPrefill does not support "

@@ -12,7 +12,7 @@ from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 ADAPTER = Path(adapter.__file__).parent
-ROWS = (*compat.UPSTREAM, *compat.UPSTREAM_HTTP)
+ROWS = compat.EVERY_ROW
 DUE = compat.rows_of(ROWS, releases.installed_version())
 
 
