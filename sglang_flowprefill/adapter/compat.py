@@ -8,6 +8,7 @@ check, and compares the rows with what the adapter's source really imports.
 
 import inspect
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -499,29 +500,56 @@ UPSTREAM_DOCTOR = (
         "bare_model.py",
         "what a model is",
         ("server_args",),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
-        "configs.load_config.LoadConfig", "bare_model.py", "a model without weights", ()
+        "configs.load_config.LoadConfig",
+        "bare_model.py",
+        "a model without weights",
+        (),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "model_loader.loader._initialize_model",
         "bare_model.py",
         "a model without weights",
         ("model_config", "load_config"),
+        releases=_WITH_PLUGINS,
     ),
-    UpstreamSymbol("runtime_context.publish", "bare_model.py", "settings", ("server_args",)),
-    UpstreamSymbol("runtime_context.SpawnRanks", "bare_model.py", "one rank", ("world_rank",)),
+    UpstreamSymbol(
+        "runtime_context.publish",
+        "bare_model.py",
+        "settings",
+        ("server_args",),
+        releases=_WITH_PLUGINS,
+    ),
+    UpstreamSymbol(
+        "runtime_context.SpawnRanks",
+        "bare_model.py",
+        "one rank",
+        ("world_rank",),
+        releases=_WITH_PLUGINS,
+    ),
     UpstreamSymbol(
         "distributed.parallel_state.init_distributed_environment",
         "bare_model.py",
         "one rank",
         ("world_size", "rank", "distributed_init_method", "local_rank", "backend"),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
-        "distributed.parallel_state.initialize_model_parallel", "bare_model.py", "one rank", ()
+        "distributed.parallel_state.initialize_model_parallel",
+        "bare_model.py",
+        "one rank",
+        (),
+        releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
-        "layers.dp_attention.initialize_dp_attention", "bare_model.py", "one rank", ("server_args",)
+        "layers.dp_attention.initialize_dp_attention",
+        "bare_model.py",
+        "one rank",
+        ("server_args",),
+        releases=_WITH_PLUGINS,
     ),
 )
 
@@ -531,7 +559,7 @@ EVERY_ROW = (*UPSTREAM, *UPSTREAM_HTTP, *UPSTREAM_DOCTOR)
 TESTED_PACKAGES = {"torch": "2.13.0", "transformers": "5.19.0"}
 
 
-def rows_of(rows: tuple[UpstreamSymbol, ...], version: str) -> list[UpstreamSymbol]:
+def rows_of(rows: Sequence[UpstreamSymbol], version: str) -> list[UpstreamSymbol]:
     """Return the rows that a release must fulfil."""
     return [row for row in rows if version in row.releases]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sglang.srt.plugins import load_plugins
 
-from sglang_flowprefill.adapter import compat
+from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.adapter.flags import config_of
 from sglang_flowprefill.adapter.launch import require_flowprefill_scheduler
 from sglang_flowprefill.adapter.profile import (
@@ -34,18 +34,19 @@ _STOCK = "or serve without FlowPrefill: python -m sglang.launch_server"
 
 def check_symbols(rows: Sequence[compat.UpstreamSymbol] = compat.EVERY_ROW) -> Finding:
     """Compare every symbol of SGLang that is touched with the installed one."""
+    due = compat.rows_of(rows, releases.installed_version())
     try:
-        problems = [problem for row in rows if (problem := compat.mismatch(row))]
+        problems = [problem for row in due if (problem := compat.mismatch(row))]
     except Exception as error:  # noqa: BLE001 (an import of SGLang may fail in any way)
         found = f"SGLang cannot be imported: {type(error).__name__}: {error}"
         return fail("symbols", found, "python -m sglang.launch_server --help shows the same")
     if problems:
         return fail(
             "symbols",
-            "\n".join([f"{len(problems)} of {len(rows)} differ:", *problems]),
+            "\n".join([f"{len(problems)} of {len(due)} differ:", *problems]),
             f"pip install --force-reinstall sglang=={compat.SUPPORTED_VERSIONS[-1]}, unmodified",
         )
-    return ok("symbols", f"all {len(rows)} symbols of SGLang are as expected")
+    return ok("symbols", f"all {len(due)} symbols of SGLang are as expected")
 
 
 def check_scheduler() -> Finding:
