@@ -98,7 +98,8 @@ def prepare_settings(record: Any) -> None:
             setattr(record, _ATTRIBUTE, _given_config.get() or FlowPrefillConfig.from_environment())
         _resolve_attention_alias(record)
         require_supported_settings(record)
-        _require_answers(can_reject(config_of(record), slo_classes_of(record)))
+        classes = slo_classes_of(record)
+        require_answers(can_reject_requests=can_reject(config_of(record), classes))
     setattr(record, _STATE_ADDRESS_ATTRIBUTE, new_address())
     quiet = record.uvicorn_access_log_exclude_prefixes
     record.uvicorn_access_log_exclude_prefixes = [*quiet, STATE_PATH]  # asked every second
@@ -107,8 +108,12 @@ def prepare_settings(record: Any) -> None:
     releases.startup().switch_off_prefill_graphs(record)
 
 
-def _require_answers(can_reject_requests: bool) -> None:
-    """Refuse admission rules whose answers this release of SGLang gives us no way to write."""
+def require_answers(*, can_reject_requests: bool) -> None:
+    """Refuse admission rules whose answers this release of SGLang gives us no way to write.
+
+    Raises:
+        UnsupportedSGLangError: Says which settings to leave out.
+    """
     if can_reject_requests and not releases.startup().HAS_ABORT_HOOK:
         raise UnsupportedSGLangError(
             f"requests cannot be refused with SGLang {releases.installed_version()}: leave out "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sglang_flowprefill import adapter
-from sglang_flowprefill.adapter import compat, releases
+from sglang_flowprefill.adapter import compat, flags, releases
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 ADAPTER = Path(adapter.__file__).parent
@@ -34,6 +34,14 @@ def test_requirement_spans_the_supported_releases():
     (sglang,) = [text for text in requirements if re.match(r"sglang\b", text)]
     oldest, newest = compat.SUPPORTED_VERSIONS[0], compat.SUPPORTED_VERSIONS[-1]
     assert {f">={oldest}", f"<={newest}"} == set(sglang.removeprefix("sglang").split(","))
+
+
+def test_rules_that_a_release_cannot_answer_are_refused(monkeypatch):
+    """Without a way to answer refused requests, a rule that may refuse stops the start."""
+    monkeypatch.setattr(releases.startup(), "HAS_ABORT_HOOK", False)
+    flags.require_answers(can_reject_requests=False)
+    with pytest.raises(UnsupportedSGLangError, match="--flowprefill-max-waiting"):
+        flags.require_answers(can_reject_requests=True)
 
 
 def test_rows_name_supported_releases():
