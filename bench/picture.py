@@ -7,6 +7,7 @@ those who do not see all of them.
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), "-.", (0, (3, 1, 1, 1, 1, 1)), "--", 
 # A phone shows it at about this size, so that text of this many points is readable there.
 WIDTH_INCHES = 5.0
 _POINTS = 8.5
+_TITLE_WIDTH = 78  # characters
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -91,11 +93,24 @@ def canvas(
             plt.close(figure)
 
 
-def save(figure: Figure, name: str, title: str, caption: str, folder: Path) -> Picture:
-    """Write the PNG into a folder and return the picture for the page."""
-    figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
+def save(
+    figure: Figure, name: str, title: str, caption: str, folder: Path, *, measured: str = ""
+) -> Picture:
+    """Write the PNG into a folder and return the picture for the page.
+
+    Args:
+        figure: Drawn on a ``canvas``.
+        name: As in ``Picture``.
+        title: As in ``Picture``; stands above the PNG, which has no page around it.
+        caption: As in ``Picture``.
+        folder: For the PNG.
+        measured: What was measured, how it was scaled and on what: a line more above the PNG.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    lines = [textwrap.fill(text, _TITLE_WIDTH) for text in (title, measured) if text]
+    figure.suptitle("\n".join(lines), fontsize=_POINTS)
+    figure.savefig(folder / f"{name}.png", dpi=200, facecolor="white")
     return Picture(name, title, caption, _for_page(buffer.getvalue(), name, title))
 
 

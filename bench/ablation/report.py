@@ -8,6 +8,7 @@ from rich.table import Table
 
 from bench.ablation.points import AblationLevel
 from bench.ablation.variations import DEFAULT, VARIATIONS
+from bench.goodput_report.numbers import share_text
 from bench.picture import INK, SERIES, canvas, save
 
 _NOTHING = "-"
@@ -25,8 +26,8 @@ def ablation_table(title: str, levels: Sequence[AblationLevel]) -> Table:
     reference = next((level for level in levels if level.variation == DEFAULT), None)
     classes = list(levels[0].class_attained)
     table = Table(title=title)
-    headings = ("variation", "in time (range)", "against default", *classes, "worst")
-    use = ("wait ms p50 / p99", "switch ms", "rounds/req", "preempt./req", "CPU cores")
+    headings = ("variation", "in time", "against default", *classes, "worst")
+    use = ("wait ms p50 / p99", "switch ms", "rounds", "preempted", "CPU cores")
     for heading in (*headings, *use):
         table.add_column(heading, justify="left" if heading == "variation" else "right")
     group = None
@@ -43,9 +44,10 @@ def _cells(
 ) -> list[str]:
     by_class = level.class_attained
     worst = min(by_class.items(), key=lambda item: item[1])
+    num_requests = len(level.points[0].rows)
     waits = (_milliseconds(level.use("wait_p50_s")), _milliseconds(level.use("wait_p99_s")))
     return [
-        f"{level.attained.median:.1%} ({level.attained.least:.1%} to {level.attained.most:.1%})",
+        share_text([point.summary.overall.attained for point in level.points], num_requests),
         _gain(level, reference),
         *(f"{by_class[name]:.1%}" if name in by_class else _NOTHING for name in classes),
         f"{worst[0]} {worst[1]:.1%}",
@@ -62,11 +64,16 @@ def _gain(level: AblationLevel, reference: AblationLevel | None) -> str:
     gain = None if reference is None or reference is level else level.gain_over(reference)
     if gain is None:
         return _NOTHING
-    return f"{gain.median * 100:+.1f} ({gain.least * 100:+.1f} to {gain.most * 100:+.1f})"
+    middle = f"{gain.median * 100:+.1f}"
+    is_one = gain.least == gain.most
+    return middle if is_one else f"{middle} ({gain.least * 100:+.1f} to {gain.most * 100:+.1f})"
 
 
 def _milliseconds(value_s: float | None) -> str:
-    return _NOTHING if value_s is None else f"{value_s * 1000:.2g}"
+    if value_s is None:
+        return _NOTHING
+    value_ms = value_s * 1000
+    return f"{value_ms:.1f}" if value_ms < 10 else f"{value_ms:.0f}"
 
 
 def draw_ablation(title: str, levels: Sequence[AblationLevel], folder: Path) -> None:
@@ -86,8 +93,8 @@ def draw_ablation(title: str, levels: Sequence[AblationLevel], folder: Path) -> 
             axis.plot([], [], "o", color=SERIES[i % len(SERIES)], label=f"{rate:g} requests/s")
         axis.axvline(0.9, color=INK, linestyle=":", linewidth=0.9)
         axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
+        axis.set_ylim(len(names) - 0.5, -0.5)
         axis.xaxis.set_major_formatter(lambda share, _position: f"{share:.0%}")
         axis.set_xlabel("in time; dot: all, median and range of seeds; ticks: classes")
         figure.legend(loc="outside lower center", ncols=max(1, len(rates)))
-        save(figure, "ablation", title, "", folder)
+        save(figure, "ablation", "One setting changed at a time", "", folder, measured=title)

@@ -13,7 +13,7 @@ from bench.report import SystemRun
 _IN_TIME, _LATE = SERIES[2], SERIES[1]
 
 
-def draw_requests(runs: Sequence[SystemRun], folder: Path) -> Picture:
+def draw_requests(title: str, runs: Sequence[SystemRun], folder: Path) -> Picture:
     """Draw a line for each request, from its sending to its first token."""
     num_rows = len(runs[0].rows)
     end_s = max(_end_s(row) for run in runs for row in run.rows)
@@ -37,6 +37,7 @@ def draw_requests(runs: Sequence[SystemRun], folder: Path) -> Picture:
             "In order of arrival, the same requests for each system. A dot is the latest moment "
             "that would have been in time.",
             folder,
+            measured=title,
         )
 
 

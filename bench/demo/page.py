@@ -26,7 +26,7 @@ def write_page(comparison: Comparison, result_file: str, timeline_file: str, fol
         folder: That of both, and of the page.
     """
     document = comparison_document(comparison)
-    pictures = [draw_requests(comparison.runs, folder)]
+    pictures = [draw_requests(comparison.title, comparison.runs, folder)]
     timeline = _timeline(folder / timeline_file, folder)
     values = {
         "title": comparison.title,

@@ -62,6 +62,7 @@ def draw_ttft(result: GoodputResult, options: ReportOptions, folder: Path) -> Pi
             "Share of requests answered within the time (s), by class, all seeds together; dashed: "
             f"the objective. A curve that ends below 100 % had failures.{lacking}",
             folder,
+            measured=result.title,
         )
 
 
@@ -118,4 +119,5 @@ def draw_classes(result: GoodputResult, options: ReportOptions, folder: Path) ->
             f"Median and range over seeds, each system at its own highest passing rate. Dotted: "
             f"{options.goal:.0%}, which all classes together reach there.",
             folder,
+            measured=result.title,
         )

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from bench.goodput.result import GoodputResult, Probe, SystemResult
+from bench.goodput_report.numbers import median_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import (
     common_rate,
@@ -17,6 +18,7 @@ from bench.goodput_report.selection import (
     ranked,
     reference_scale,
 )
+from bench.paired import spread
 from bench.picture import INK, Picture, SeriesStyles, canvas, save
 
 
@@ -53,6 +55,7 @@ def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) ->
             "orange: peers; green: other settings of the subject. The dashed line is where the "
             "subject's unloaded prefills would fill all time.",
             folder,
+            measured=result.title,
         )
 
 
@@ -67,7 +70,7 @@ def _draw_bar(
     axis.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1.2)
     axis.plot(rates, [place] * len(rates), ".", color=INK, markersize=4)
     axis.annotate(
-        f"{median(rates):.2f}",
+        median_text(spread(rates)),
         (max(rates), place),
         xytext=(4, 0),
         textcoords="offset points",
@@ -99,6 +102,7 @@ def draw_attainment(result: GoodputResult, options: ReportOptions, folder: Path)
             f"that they could have attained. Dotted: {options.goal:.0%}."
             + _left_out(result, systems),
             folder,
+            measured=result.title,
         )
 
 
@@ -158,6 +162,7 @@ def draw_slo_scales(result: GoodputResult, options: ReportOptions, folder: Path)
             f"seeds.{below} Hollow: at most this much. "
             f"Dotted: {options.goal:.0%}.",
             folder,
+            measured=result.title,
         )
 
 

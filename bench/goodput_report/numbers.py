@@ -44,6 +44,15 @@ def spread_text(value: Spread | None, *, least_uncertainty: float | None = None)
     return middle if least == most else text
 
 
+def median_text(value: Spread) -> str:
+    """Write the median with the digits that ``spread_text`` gives it.
+
+    >>> median_text(Spread(2.934, 2.5, 3.2))
+    '2.9'
+    """
+    return spread_text(value).partition(" (")[0]
+
+
 def share_text(shares: Sequence[float], num_requests: int) -> str:
     """Write shares of requests as percent, no finer than one request of each replay.
 

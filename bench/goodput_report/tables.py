@@ -16,7 +16,8 @@ def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
     rows = []
     for system in ranked(result, options, scale):
         by_goal = [spread_text(system.goodput(scale, goal)) for goal in goals]
-        worst = share_text(worst_shares(system, scale, options.goal), num_requests(system))
+        smallest = min(num_requests(system, name) for name in result.class_slos_s)
+        worst = share_text(worst_shares(system, scale, options.goal), smallest)
         rows.append((system.name, *by_goal, worst))
     headings = ("system", *(f"requests/s, {goal:.0%} in time" for goal in goals))
     return Table(

@@ -130,10 +130,10 @@ def _worst_class(
     gap = (median(ours) - median(theirs)) * 100
     claim = (
         f"At its own max goodput the worst class of {subject.name} is in time in "
-        f"{median(ours):.1%} of cases, that of the best peer, {peer.name}, in {median(theirs):.1%}"
+        f"{median(ours):.0%} of cases, that of the best peer, {peer.name}, in {median(theirs):.0%}"
     )
     outcome = "met" if gap >= 0 else "missed"
-    return Verdict(claim, outcome, f"target: no worse; the difference is {gap:+.1f} points")
+    return Verdict(claim, outcome, f"target: no worse; the difference is {gap:+.0f} points")
 
 
 def _pairs(

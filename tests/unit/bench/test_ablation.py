@@ -130,9 +130,9 @@ def test_the_table_names_the_worst_class_and_the_difference():
     console = Console(width=240, record=True)
     console.print(ablation_table("t", levels_of([point(DEFAULT, 9), point("fcfs", 6)])))
     text = console.export_text()
-    assert "-30.0 (-30.0 to -30.0)" in text
+    assert "-30.0" in text
     assert "text 60.0%" in text
-    assert "2 / 10" in text
+    assert "2.0 / 10" in text
 
 
 def test_a_switch_lasts_from_the_yield_to_whatever_runs_next():
