@@ -27,6 +27,12 @@ from torch import nn
 
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
+from sglang_flowprefill.adapter.doorbell import (
+    MakeProduct,
+    is_all_linear,
+    require_plain_weights,
+    stoppable_forward,
+)
 from sglang_flowprefill.adapter.flashinfer import tile_flashinfer
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
@@ -91,6 +97,8 @@ class PreemptibleModelRunner:
             inside a forward pass).
         run_ahead: Operators that may be launched and unfinished on an asynchronous device.
         asks_once: Call ``should_yield`` exactly once at each boundary, on any device.
+        make_product: Of products that can be stopped, which long linear layers then run as; None:
+            they run in tiles.
 
     Attributes:
         num_boundaries: Boundaries installed.
@@ -101,6 +109,7 @@ class PreemptibleModelRunner:
     Raises:
         UnsupportedSGLangError: Too little of the model runs in operators that are called as
             modules, or its attention backend is unknown.
+        ConfigError: Linear layers shall be stopped and are quantised.
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class PreemptibleModelRunner:
         run_ahead: int = 1,
         *,
         asks_once: bool = False,
+        make_product: MakeProduct | None = None,
     ) -> None:
         model = model_runner.model
         device = str(model_runner.device)
@@ -137,7 +147,9 @@ class PreemptibleModelRunner:
             is_active=lambda: self.checkpoint.cursor is not None,
             synchronize=self.checkpoint.drain,
         )
-        _add_tiled_modules(self._tiling, model, operators)
+        if make_product is not None:
+            require_plain_weights(operators)
+        _add_tiled_modules(self._tiling, model, operators, self.checkpoint, make_product)
         self._tiled_attention = _tiled_attention(model_runner.attn_backend)
         if self._tiled_attention is not None:
             self._tiled_attention.reach = lambda: self.checkpoint.reach("attention tile")
@@ -243,15 +255,31 @@ def _operators_at(granularity: str, operators: list[Operator]) -> list[Operator]
     return first_of_each_layer(operators) if granularity == "layer" else []
 
 
-def _add_tiled_modules(tiling: RowTiling, model: nn.Module, operators: list[Operator]) -> None:
-    """Let norms, linear layers and whole MLP or expert blocks run in row tiles."""
+def _add_tiled_modules(
+    tiling: RowTiling,
+    model: nn.Module,
+    operators: list[Operator],
+    checkpoint: Checkpoint,
+    make_product: MakeProduct | None,
+) -> None:
+    """Let norms, linear layers and whole MLP or expert blocks run in row tiles.
+
+    With ``make_product``, linear layers stop by themselves instead, and so do MLPs made of them.
+    """
     for name, module in model.named_modules():
-        if _is_row_wise_block(module):
+        if _is_row_wise_block(module) and not (make_product and is_all_linear(module)):
             tiling.add(module, name, family_of(name), has_boundaries=True)
     for operator in operators:
         if operator.kind in _ROW_WISE_KINDS:
+            stoppable = None
+            if make_product is not None and operator.kind == "linear":
+                stoppable = stoppable_forward(operator, checkpoint, make_product)
             tiling.add(
-                operator.module, operator.name, family_of(operator.name), has_boundaries=False
+                operator.module,
+                operator.name,
+                family_of(operator.name),
+                has_boundaries=False,
+                stoppable=stoppable,
             )
 
 
