@@ -91,7 +91,7 @@ def require_plain_weights(operators: list[Operator]) -> None:
 def stoppable_forward(
     operator: Operator, checkpoint: Checkpoint, make_product: MakeProduct
 ) -> Callable[..., Any] | None:
-    """Return a linear layer's forward as work that can be stopped; None for a layer of another kind.
+    """Return a linear layer's forward as work that can be stopped; None for another kind of layer.
 
     Args:
         operator: Its module is alone on its rank.
