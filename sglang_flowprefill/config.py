@@ -98,6 +98,13 @@ class FlowPrefillConfig:
         default=3,
         minimum=1,
     )
+    doorbell: bool = _setting(
+        "On an NVIDIA GPU, a linear layer that would run in tiles runs whole, as a product that "
+        "stops within microseconds when an urgent request comes. MLPs then hold their wide "
+        "intermediate for all rows. Not with tensor parallelism or quantised weights; not measured "
+        "inside SGLang.",
+        default=False,
+    )
     max_chunk_tokens: int = _setting(
         "A longer prompt is prefilled as several forward passes of at most this many tokens, "
         "which bounds the memory of activations.",
@@ -197,6 +204,11 @@ class FlowPrefillConfig:
     def __post_init__(self) -> None:
         for spec in fields(self):
             _validate(spec.name, getattr(self, spec.name), spec.metadata)
+        if self.doorbell and (self.granularity != "operator" or not self.max_operator_ms):
+            problem = (
+                "needs --flowprefill-granularity operator and --flowprefill-max-operator-ms > 0"
+            )
+            raise ConfigError(flag_of("doorbell"), self.doorbell, problem)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

@@ -395,6 +395,19 @@ UPSTREAM = (
         "weights packed once on the CPU",
         ("self", "layer", "x", "bias"),
     ),
+    *(
+        UpstreamSymbol(
+            f"layers.linear.{name}.forward",
+            "doorbell.py",
+            "a product that can be stopped",
+            ("self", x),
+        )
+        for name, x in (
+            ("ReplicatedLinear", "x"),
+            ("ColumnParallelLinear", "input_"),
+            ("RowParallelLinear", "input_"),
+        )
+    ),
     UpstreamSymbol(
         "layers.quantization.unquant.UnquantizedEmbeddingMethod.apply",
         "packed_weights.py",

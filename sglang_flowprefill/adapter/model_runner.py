@@ -18,6 +18,12 @@ from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.coverage import Coverage
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
+from sglang_flowprefill.adapter.doorbell import (
+    MakeProduct,
+    is_all_linear,
+    require_plain_weights,
+    stoppable_forward,
+)
 from sglang_flowprefill.adapter.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
 from sglang_flowprefill.core import PrefillCost
@@ -59,6 +65,8 @@ class PreemptibleModelRunner:
             two: nowhere inside a forward pass).
         run_ahead: Operators that may be launched and unfinished on an asynchronous device.
         asks_once: Call ``should_yield`` exactly once at each boundary, on any device.
+        make_product: Of products that can be stopped, which long linear layers then run as; None:
+            they run in tiles.
 
     Attributes:
         num_boundaries: Boundaries installed.
@@ -69,6 +77,7 @@ class PreemptibleModelRunner:
     Raises:
         UnsupportedSGLangError: Too little of the model runs in operators that are called as
             modules, or its attention backend is unknown.
+        ConfigError: Linear layers shall be stopped and are quantised.
     """
 
     def __init__(
@@ -79,6 +88,7 @@ class PreemptibleModelRunner:
         run_ahead: int = 1,
         *,
         asks_once: bool = False,
+        make_product: MakeProduct | None = None,
     ) -> None:
         model = model_runner.model
         device = str(model_runner.device)
@@ -103,7 +113,9 @@ class PreemptibleModelRunner:
             is_active=lambda: self.checkpoint.cursor is not None,
             synchronize=self.checkpoint.drain,
         )
-        _add_tiled_modules(self._tiling, model, operators)
+        if make_product is not None:
+            require_plain_weights(operators)
+        _add_tiled_modules(self._tiling, model, operators, self.checkpoint, make_product)
         self._tiled_attention = _tiled_attention(model_runner.attn_backend)
         if self._tiled_attention is not None:
             self._tiled_attention.reach = lambda: self.checkpoint.reach("attention tile")
@@ -191,15 +203,31 @@ def _tiled_attention(backend: Any) -> _TiledAttention | None:
     return releases.engine().tile_flashinfer(backend)
 
 
-def _add_tiled_modules(tiling: RowTiling, model: nn.Module, operators: list[Operator]) -> None:
-    """Let norms, linear layers and whole MLP or expert blocks run in row tiles."""
+def _add_tiled_modules(
+    tiling: RowTiling,
+    model: nn.Module,
+    operators: list[Operator],
+    checkpoint: Checkpoint,
+    make_product: MakeProduct | None,
+) -> None:
+    """Let norms, linear layers and whole MLP or expert blocks run in row tiles.
+
+    With ``make_product``, linear layers stop by themselves instead, and so do MLPs made of them.
+    """
     for name, module in model.named_modules():
-        if _is_row_wise_block(module):
+        if _is_row_wise_block(module) and not (make_product and is_all_linear(module)):
             tiling.add(module, name, family_of(name), has_boundaries=True)
     for operator in operators:
         if operator.kind in _ROW_WISE_KINDS:
+            stoppable = None
+            if make_product is not None and operator.kind == "linear":
+                stoppable = stoppable_forward(operator, checkpoint, make_product)
             tiling.add(
-                operator.module, operator.name, family_of(operator.name), has_boundaries=False
+                operator.module,
+                operator.name,
+                family_of(operator.name),
+                has_boundaries=False,
+                stoppable=stoppable,
             )
 
 

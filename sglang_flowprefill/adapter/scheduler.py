@@ -23,6 +23,7 @@ from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.admission import admission_modes, admission_of
 from sglang_flowprefill.adapter.decision_log import DecisionLog
 from sglang_flowprefill.adapter.decode_clock import DecodeClock
+from sglang_flowprefill.adapter.doorbell import doorbell_products
 from sglang_flowprefill.adapter.event_loop import EventLoop
 from sglang_flowprefill.adapter.event_sources import (
     EventSources,
@@ -105,6 +106,9 @@ class FlowPrefillScheduler(_engine.Scheduler):
             config.granularity,
             config.run_ahead,
             asks_once=ranks.size > 1,
+            make_product=doorbell_products(str(self.device), ranks.size)
+            if config.doorbell
+            else None,
         )
         with DynamicGradMode():
             profile = self._profile(runner, config)
