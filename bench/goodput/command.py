@@ -35,7 +35,7 @@ async def run_goodput(args: argparse.Namespace) -> None:
     num_failed = 0
     for name in args.systems:
         system = result.systems.setdefault(name, SystemResult(name))
-        if not plan.open_questions(system):
+        if plan.is_answered(system):
             console.print(f"{name}: known already")
             continue
         try:
@@ -63,6 +63,7 @@ def _plan(args: argparse.Namespace) -> SearchPlan:
         resolution=args.resolution,
         lowest_rate_per_s=args.lowest_rate,
         every_class=args.every_class,
+        probe_rates_per_s=args.probe_rates,
     )
 
 

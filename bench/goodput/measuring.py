@@ -53,6 +53,7 @@ class SearchPlan:
         resolution: Width of a bracket at which a search ends.
         lowest_rate_per_s: At which a search is given up.
         every_class: Whether to search too for the rate at which each class meets the goal.
+        probe_rates_per_s: Replayed too, whole, at every scale with the first seed.
     """
 
     workload: ProbedWorkload
@@ -64,6 +65,7 @@ class SearchPlan:
     resolution: float
     lowest_rate_per_s: float
     every_class: bool = False
+    probe_rates_per_s: tuple[float, ...] = ()
 
     def questions(self) -> list[Question]:
         """Return every search to do, in an order in which the earlier help the later."""
@@ -79,6 +81,17 @@ class SearchPlan:
         """Return those that a result does not answer yet."""
         done = {Question(s.seed, s.slo_scale, s.goal, s.every_class) for s in result.searches}
         return [question for question in self.questions() if question not in done]
+
+    def open_probes(self, result: SystemResult) -> list[tuple[float, float]]:
+        """Return rate and objective scale of the fixed probes that a result lacks."""
+        whole = [p for p in result.probes if p.seed == self.seeds[0] and not p.is_abandoned]
+        done = {(probe.rate_per_s, probe.slo_scale) for probe in whole}
+        wanted = [(rate, scale) for scale in self.slo_scales for rate in self.probe_rates_per_s]
+        return [probe for probe in wanted if probe not in done]
+
+    def is_answered(self, result: SystemResult) -> bool:
+        """Tell whether a result has everything."""
+        return not (self.open_questions(result) or self.open_probes(result))
 
 
 class SystemSearch:
@@ -119,6 +132,9 @@ class SystemSearch:
         for question in self._plan.open_questions(self._result):
             self._result.searches.append(await self._search(question))
             self._on_progress()
+        for rate_per_s, slo_scale in self._plan.open_probes(self._result):
+            question = Question(self._plan.seeds[0], slo_scale, goal=0.0, every_class=False)
+            await self._probe(rate_per_s, question)
 
     async def _solo_prefills(self) -> list[tuple[int, float]]:
         plan = self._plan
@@ -146,10 +162,7 @@ class SystemSearch:
             resolution=plan.resolution,
             lowest_per_s=plan.lowest_rate_per_s,
         ):
-            probe = await self._probe(rate_per_s, question)
-            self._result.probes.append(probe)
-            self._on_progress()
-            self._say(f"{self._result.name}: {_described(probe)}")
+            await self._probe(rate_per_s, question)
         bracket = bracket_of(self._verdicts(question))
         self._say(
             f"{self._result.name}: seed {question.seed}, {question.goal:.0%}"
@@ -189,7 +202,8 @@ class SystemSearch:
             if passed is not None
         ]
 
-    async def _probe(self, rate_per_s: float, question: Question) -> Probe:
+    async def _probe(self, rate_per_s: float, question: Question) -> None:
+        """Replay at one rate, until the question's goal is out of reach, and keep the result."""
         plan, seed, slo_scale = self._plan, question.seed, question.slo_scale
         workload = plan.workload.build(rate_per_s, seed)
         slos_s = {name: slo_s * slo_scale for name, slo_s in plan.class_slos_s.items()}

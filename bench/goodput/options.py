@@ -73,6 +73,13 @@ def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests/s; a system that fails here has no goodput (default: %(default)s)",
     )
     group.add_argument(
+        "--probe-rates",
+        type=positive_floats,
+        default=(),
+        help="requests/s to replay at too, whole, at every objective scale with the first seed: "
+        "what curves are drawn from (default: none)",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="go on with the result in --out; searches that ended are kept",

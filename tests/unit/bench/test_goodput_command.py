@@ -81,6 +81,17 @@ def test_a_finished_search_is_not_repeated(servers, tmp_path, capsys):
     assert {search.goal for search in more.searches} == {0.5, 0.9}
 
 
+def test_fixed_rates_are_replayed_whole_at_every_objective_scale(servers, tmp_path):
+    """However few are in time, so that curves of all systems have the same points."""
+    options = "--num-seeds 1 --slo-scales 1,0.1 --probe-rates 60"
+    run(f"{TINY} {options} --out {tmp_path}")
+    probes = read_result(tmp_path / "goodput.json").systems["flowprefill"].probes
+    whole = [p for p in probes if p.rate_per_s == 60 and not p.is_abandoned]
+    assert sorted(probe.slo_scale for probe in whole) == [0.1, 1.0]
+    run(f"{TINY} {options} --resume --out {tmp_path}")
+    assert len(servers) == 1
+
+
 def test_another_workload_does_not_go_on_with_a_result(servers, tmp_path):
     """Rates of other requests cannot be mixed."""
     run(f"{TINY} --num-seeds 1 --out {tmp_path}")
