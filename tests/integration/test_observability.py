@@ -88,13 +88,12 @@ def test_a_preemption_is_seen_by_every_watcher(server):
         ),
         seed=7100,
     )
-    assert {"running", "suspended"} >= {prefill.state for prefill in seen.prefills}
+    assert any(ran.end == "yield" for ran in seen.slices)
     statistics = server.wait_until_idle()
     after = state_of(server)
     assert after.num_preemptions == statistics["num_preemptions"]
     assert after.num_resumes == statistics["num_resumes"] > before.num_resumes
     assert after.blocking.num_yields > 0
-    assert any(ran.end == "yield" for ran in after.slices)
     assert after.prefills == []
 
 
