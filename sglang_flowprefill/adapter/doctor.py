@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sglang.srt.plugins import load_plugins
-
 from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.adapter.flags import config_of
 from sglang_flowprefill.adapter.launch import require_flowprefill_scheduler
@@ -32,8 +30,8 @@ from sglang_flowprefill.executor import fit_prefill_cost
 _STOCK = "or serve without FlowPrefill: python -m sglang.launch_server"
 
 
-def check_symbols(rows: Sequence[compat.UpstreamSymbol] = compat.EVERY_ROW) -> Finding:
-    """Compare every symbol of SGLang that is touched with the installed one."""
+def check_symbols(rows: tuple[compat.UpstreamSymbol, ...] = compat.EVERY_ROW) -> Finding:
+    """Compare every symbol of the installed SGLang that is touched with what is expected."""
     due = compat.rows_of(rows, releases.installed_version())
     try:
         problems = [problem for row in due if (problem := compat.mismatch(row))]
@@ -55,6 +53,9 @@ def check_scheduler() -> Finding:
         require_flowprefill_scheduler()
     except SystemExit as refusal:
         return fail("scheduler", _reason(refusal), "the message says what is in the way")
+    except Exception as error:  # noqa: BLE001 (another plugin may fail in any way)
+        found = f"it cannot be loaded: {type(error).__name__}: {error}"
+        return fail("scheduler", found, "SGLANG_PLUGINS=flowprefill leaves other plugins out")
     return ok("scheduler", "SGLang would run FlowPrefill's scheduler")
 
 
@@ -69,7 +70,7 @@ def check_flags(arguments: Sequence[str], *, has_model: bool = True) -> tuple[Fi
         What was found, and SGLang's ``ServerArgs``, resolved if there is a model, or None if the
         server would not start.
     """
-    load_plugins()
+    releases.startup().load_plugins()
     from sglang.srt.server_args import prepare_server_args  # noqa: PLC0415 (after hooks)
 
     said = io.StringIO()
@@ -80,7 +81,7 @@ def check_flags(arguments: Sequence[str], *, has_model: bool = True) -> tuple[Fi
             if refused:
                 return fail("flags", "\n".join(refused), f"drop these flags, {_STOCK}"), None
             if has_model:
-                settings.resolve_once()
+                releases.startup().resolve(settings)
     except SystemExit as refusal:
         problem = _reason(refusal, said.getvalue())
         return fail("flags", problem, "see docs/reference/settings.md, and --help"), None

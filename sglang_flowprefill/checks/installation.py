@@ -17,6 +17,7 @@ from sglang_flowprefill.activation import (
 )
 from sglang_flowprefill.checks.finding import Finding, fail, ok, warn
 from sglang_flowprefill.cpu.defaults import CPU_ENGINE_VARIABLE, is_cpu_only
+from sglang_flowprefill.patching import is_installed_patched
 
 _ENTRY_POINT_GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 _NEIGHBOURS = ("torch", "transformers", "flashinfer-python", "sglang-kernel", "triton")
@@ -67,7 +68,7 @@ def check_plugin(environment: Mapping[str, str] = os.environ) -> Finding:
             "pip install --force-reinstall --no-deps sglang-flowprefill, in SGLang's environment",
         )
     allowed = environment.get("SGLANG_PLUGINS", "")
-    if not is_plugin_allowed(allowed):
+    if not is_plugin_allowed(allowed) and not is_installed_patched():
         return fail(
             "plugin",
             f"installed, but SGLANG_PLUGINS is {allowed!r}",

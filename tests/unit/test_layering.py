@@ -33,6 +33,7 @@ ALLOWED = {
         f"{OURS}.activation",
         f"{OURS}.checks",
         f"{OURS}.cpu.defaults",
+        f"{OURS}.patching",
         "packaging",
         "torch",
     },

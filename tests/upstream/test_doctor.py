@@ -30,7 +30,7 @@ def settings_of(**ours):
 def test_drifted_symbols_are_listed_and_the_others_are_not():
     """One row that is gone fails the check by its name; the whole table holds here."""
     gone = compat.UpstreamSymbol("managers.scheduler.Scheduler.no_such_method", "scheduler.py", "")
-    finding = doctor.check_symbols([compat.UPSTREAM[0], gone])
+    finding = doctor.check_symbols((compat.UPSTREAM[0], gone))
     assert finding.status is Status.FAIL
     assert "1 of 2 differ" in finding.found
     assert "no_such_method" in finding.found
@@ -59,6 +59,18 @@ def test_a_foreign_scheduler_fails_with_the_reason(monkeypatch):
     finding = doctor.check_scheduler()
     assert finding.status is Status.FAIL
     assert finding.found == "SGLang would run its stock scheduler (x.Y)"
+
+
+def test_a_scheduler_that_cannot_be_loaded_is_a_finding(monkeypatch):
+    """Another plugin's error is not a traceback of the doctor."""
+
+    def fail_to_load():
+        raise RuntimeError("their plugin")
+
+    monkeypatch.setattr(doctor, "require_flowprefill_scheduler", fail_to_load)
+    finding = doctor.check_scheduler()
+    assert finding.status is Status.FAIL
+    assert "RuntimeError: their plugin" in finding.found
 
 
 @pytest.fixture
