@@ -210,7 +210,11 @@ class SystemSearch:
         rows, is_abandoned = await self._replay(workload, slos_s, question.goal, seed)
         if is_abandoned:
             await self._wait_until_idle(seed)
-        return Probe(rate_per_s, seed, slo_scale, len(workload.requests), is_abandoned, tuple(rows))
+        num_requests = len(workload.requests)
+        probe = Probe(rate_per_s, seed, slo_scale, num_requests, is_abandoned, tuple(rows))
+        self._result.probes.append(probe)
+        self._on_progress()
+        self._say(f"{self._result.name}: {_described(probe)}")
 
     async def _replay(
         self, workload: Workload, slos_s: Mapping[str, float], goal: float, seed: int
