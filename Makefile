@@ -51,7 +51,7 @@ MODEL := $(if $(findstring --model,$(ARGS)),,model)
 MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sglang-flowprefill}
 
 .PHONY: help serve demo setup model test lint docs test-unit test-triton test-server
-.PHONY: release-check gpu-check peers browser older test-older
+.PHONY: release-check gpu-check peers headline browser older test-older
 .PHONY: clean clean-peers clean-older demo-clean
 
 help:
@@ -64,6 +64,7 @@ help:
 	@echo 'make browser      install Chromium, which tests of pages need, unless it is there'
 	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
+	@echo 'make headline     max goodput against every peer, and its page (an hour; needs nothing else running)'
 	@echo 'make older        environments with older releases of SGLang; make test-older: patch, serve, revert'
 	@echo 'make clean        remove .venv and the caches of tools; make clean-peers, clean-older: the others'
 	@echo 'make demo-clean   the same, and the converted model'
@@ -185,6 +186,18 @@ $(VLLM_STAMP):
 	$(VLLM)/bin/python -m pip $(PIP_OPTIONS) install --compile --no-deps -r requirements/vllm.txt
 	$(VLLM)/bin/python -m pip $(PIP_OPTIONS) install --no-deps --no-build-isolation ./$(VLLM_NAME)
 	@touch $@
+
+# The table in the README: every peer in its best known setting, three workloads each. Started
+# again it goes on where it was. TRACE=FILE.csv replays a trace; without one, the generator.
+PRIORITIES := enable-priority-scheduling+schedule-low-priority-values-first
+HEADLINE := bench-results/headline
+HEADLINE_SYSTEMS := flowprefill,vllm-tuned,stock-kernel+$(PRIORITIES)+chunked-prefill-size=512,stock
+headline: $(VLLM_STAMP) model
+	$(SAY) 'Max goodput (an hour)'
+	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
+	  --systems $(HEADLINE_SYSTEMS) --window-s 60 --min-requests 60 --resume --out $(HEADLINE)
+	rm -rf $(HEADLINE)/report
+	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 
 clean-peers:
 	rm -rf $(dir $(VLLM))

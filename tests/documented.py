@@ -9,8 +9,10 @@ A block is run by a test if an HTML comment stands right before it:
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ USER_PAGES = [page for page in PAGES if "adr" not in page.parts]
 """Pages that say how it is now; decisions and their time are left alone."""
 
 DOCUMENTED_SERVER = "http://127.0.0.1:30000"
+_LIMIT_S = 240.0
 _KINDS = frozenset({"server", "class file"})
 _BLOCK = re.compile(
     r"^(?:<!-- test: (?P<kind>[\w ]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -45,17 +48,22 @@ class Block:
         script = self.text.replace(".venv/bin/python", sys.executable)
         script = script.replace(DOCUMENTED_SERVER, server_url)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
+        with subprocess.Popen(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=ROOT,
             env=os.environ | {"PATH": path},
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == 0, f"{self}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
+            start_new_session=True,
+        ) as shell:
+            try:
+                printed, complaints = shell.communicate(timeout=_LIMIT_S)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGKILL)  # a client left behind keeps asking
+        assert shell.returncode == 0, f"{self}\n{printed}\n{complaints}"
+        return printed
 
 
 def blocks(kind: str | None = None) -> list[Block]:

@@ -57,12 +57,12 @@ def test_enabled_replaces_the_scheduler():
 
 
 def test_kernels_alone_leave_the_scheduler_stock():
-    """Two hooks, and the attention; no flag, no scheduler of ours."""
+    """Hooks for weights, messages and KV writes, and the attention; no flag or scheduler of ours."""
     result = run_python(STATE, SGLANG_FLOWPREFILL="kernels", SGLANG_USE_CPU_ENGINE="1")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-5:] == [
         "scheduler Scheduler",
-        "hooks 2",
+        "hooks 3",
         "flags False",
         "attention sglang_flowprefill.adapter.attention",
         "adapter False",
