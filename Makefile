@@ -189,13 +189,15 @@ $(VLLM_STAMP):
 
 # The table in the README: every peer in its best known setting, three workloads each. Started
 # again it goes on where it was. TRACE=FILE.csv replays a trace; without one, the generator.
-PRIORITIES := enable-priority-scheduling+schedule-low-priority-values-first
+ONE_BY_ONE := chunked-prefill-size=-1+prefill-max-requests=1+disable-overlap-schedule
+STOCK_BY_PRIORITY := \
+  stock-kernel+enable-priority-scheduling+schedule-low-priority-values-first+$(ONE_BY_ONE)
 HEADLINE := bench-results/headline
-HEADLINE_SYSTEMS := flowprefill,vllm-tuned,stock-kernel+$(PRIORITIES)+chunked-prefill-size=512,stock
+HEADLINE_SYSTEMS := flowprefill,$(STOCK_BY_PRIORITY),stock,vllm-tuned
 headline: $(VLLM_STAMP) model
 	$(SAY) 'Max goodput (an hour)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
-	  --systems $(HEADLINE_SYSTEMS) --window-s 60 --min-requests 60 --resume --out $(HEADLINE)
+	  --systems '$(HEADLINE_SYSTEMS)' --window-s 45 --min-requests 60 --resume --out $(HEADLINE)
 	rm -rf $(HEADLINE)/report
 	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 
