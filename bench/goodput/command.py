@@ -63,6 +63,7 @@ def _plan(args: argparse.Namespace) -> SearchPlan:
         resolution=args.resolution,
         lowest_rate_per_s=args.lowest_rate,
         every_class=args.every_class,
+        start_rates_per_s=dict(args.start_rate),
         probe_rates_per_s=args.probe_rates,
     )
 

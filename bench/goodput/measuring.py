@@ -1,7 +1,7 @@
 """Searches one running system: solo prefills first, then probe after probe."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 
@@ -54,6 +54,7 @@ class SearchPlan:
         lowest_rate_per_s: At which a search is given up.
         every_class: Whether to search too for the rate at which each class meets the goal.
         probe_rates_per_s: Replayed too, whole, at every scale with the first seed.
+        start_rates_per_s: Where to begin with a system, by name, if somebody knows.
     """
 
     workload: ProbedWorkload
@@ -66,6 +67,7 @@ class SearchPlan:
     lowest_rate_per_s: float
     every_class: bool = False
     probe_rates_per_s: tuple[float, ...] = ()
+    start_rates_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def questions(self) -> list[Question]:
         """Return every search to do, in an order in which the earlier help the later."""
@@ -183,6 +185,8 @@ class SystemSearch:
             return median(search.max_rate_per_s for search in alike), _NEXT_STEP
         if answered:
             return answered[-1].max_rate_per_s, _FIRST_STEP
+        if known := self._plan.start_rates_per_s.get(self._result.name):
+            return known, _FIRST_STEP
         requests = self._plan.workload.build(1.0, question.seed).requests
         limit_per_s = self._result.limit_per_s([r.num_input_tokens for r in requests])
         assert limit_per_s is not None, "solo prefills come first"

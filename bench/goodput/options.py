@@ -22,6 +22,11 @@ def shares(text: str) -> tuple[float, ...]:
     return values
 
 
+def _start_rate(text: str) -> tuple[str, float]:
+    name, _, rate = text.rpartition("=")  # names may hold equals signs
+    return name, positive_float(rate)
+
+
 def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides what is searched, and how closely."""
     group = parser.add_argument_group("goodput")
@@ -47,6 +52,14 @@ def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=3,
         help="workloads to search with, the same for every system (default: %(default)s)",
+    )
+    group.add_argument(
+        "--start-rate",
+        type=_start_rate,
+        action="append",
+        default=[],
+        metavar="SYSTEM=RATE",
+        help="requests/s at which to begin, where known: it saves probes; may be repeated",
     )
     group.add_argument(
         "--resolution",
