@@ -57,7 +57,7 @@ def test_enabled_replaces_the_scheduler():
 
 
 def test_kernels_alone_leave_the_scheduler_stock():
-    """Hooks for weights, messages and KV writes, and the attention; no flag or scheduler of ours."""
+    """Hooks for weights and KV writes, and the attention; no flag, no scheduler of ours."""
     result = run_python(STATE, SGLANG_FLOWPREFILL="kernels", SGLANG_USE_CPU_ENGINE="1")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-5:] == [
