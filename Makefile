@@ -191,15 +191,12 @@ $(VLLM_STAMP):
 # state far above capacity (WINDOW_S=120 does, in hours). Started again it goes on where it was.
 # TRACE=FILE.csv replays a trace; without one, the generator.
 WINDOW_S ?= 45
-ONE_BY_ONE := chunked-prefill-size=-1+prefill-max-requests=1+disable-overlap-schedule
-STOCK_BY_PRIORITY := \
-  stock-kernel+enable-priority-scheduling+schedule-low-priority-values-first+$(ONE_BY_ONE)
 HEADLINE := bench-results/headline
-HEADLINE_SYSTEMS := flowprefill,$(STOCK_BY_PRIORITY),stock,vllm-tuned
+HEADLINE_SYSTEMS := flowprefill,stock-priority-kernel,stock,vllm-tuned
 headline: $(VLLM_STAMP) model
 	$(SAY) 'Max goodput (more than an hour)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
-	  --systems '$(HEADLINE_SYSTEMS)' --window-s $(WINDOW_S) --min-requests 60 --resume --out $(HEADLINE)
+	  --systems $(HEADLINE_SYSTEMS) --window-s $(WINDOW_S) --min-requests 60 --resume --out $(HEADLINE)
 	rm -rf $(HEADLINE)/report
 	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 

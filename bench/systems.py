@@ -6,7 +6,7 @@ and kernels without preemption, which tells the gain of scheduling apart from th
 kernels; ``stock`` is SGLang's, with scheduling as SGLang chooses it (overlap, chunked prefill);
 ``stock-tuned`` is stock without both, which on a CPU gives it earlier first tokens;
 ``stock-kernel`` and ``stock-tuned-kernel`` are those with our CPU kernels and nothing else of
-ours. ``vllm`` is vLLM as it comes; ``vllm-tuned`` has priorities by objective, and steps so short
+ours; ``stock-priority-kernel`` has priorities by objective besides, and prefills one by one. ``vllm`` is vLLM as it comes; ``vllm-tuned`` has priorities by objective, and steps so short
 that an urgent prompt need not wait long for the running one.
 
 A name may go on with flags of the engine, each after a plus sign and without its dashes, such as
@@ -41,6 +41,13 @@ class System:
 
 
 _WITHOUT_OVERLAP_AND_CHUNKS = ("--disable-overlap-schedule", "--chunked-prefill-size", "-1")
+# The best setting of SGLang's own scheduler that we know on a CPU: the tightest objective first,
+# and no prompt in company that an urgent one would have to wait for too.
+_PRIORITIES_ONE_BY_ONE = (
+    *_WITHOUT_OVERLAP_AND_CHUNKS,
+    *("--enable-priority-scheduling", "--schedule-low-priority-values-first"),
+    *("--prefill-max-requests", "1"),
+)
 _PRIORITIES_AND_SHORT_STEPS = (
     *("--scheduling-policy", "priority"),
     *("--max-num-batched-tokens", "256"),
@@ -54,6 +61,7 @@ SYSTEMS: Mapping[str, System] = {
     "stock-tuned": System(STOCK, _WITHOUT_OVERLAP_AND_CHUNKS),
     "stock-kernel": System(STOCK_WITH_KERNELS),
     "stock-tuned-kernel": System(STOCK_WITH_KERNELS, _WITHOUT_OVERLAP_AND_CHUNKS),
+    "stock-priority-kernel": System(STOCK_WITH_KERNELS, _PRIORITIES_ONE_BY_ONE),
     "vllm": System(VLLM),
     "vllm-tuned": System(VLLM, _PRIORITIES_AND_SHORT_STEPS),
 }
