@@ -6,8 +6,9 @@ and kernels without preemption, which tells the gain of scheduling apart from th
 kernels; ``stock`` is SGLang's, with scheduling as SGLang chooses it (overlap, chunked prefill);
 ``stock-tuned`` is stock without both, which on a CPU gives it earlier first tokens;
 ``stock-kernel`` and ``stock-tuned-kernel`` are those with our CPU kernels and nothing else of
-ours; ``stock-priority-kernel`` has priorities by objective besides, and prefills one by one. ``vllm`` is vLLM as it comes; ``vllm-tuned`` has priorities by objective, and steps so short
-that an urgent prompt need not wait long for the running one.
+ours; ``stock-priority-kernel`` has priorities by objective besides, and prefills one by one.
+``vllm`` is vLLM as it comes; ``vllm-tuned`` has priorities by objective, and steps so short that
+an urgent prompt need not wait long for the running one.
 
 A name may go on with flags of the engine, each after a plus sign and without its dashes, such as
 ``stock-kernel+schedule-policy=hrrn+chunked-prefill-size=512``.
