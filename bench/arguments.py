@@ -26,6 +26,11 @@ def positive_float(text: str) -> float:
     return value
 
 
+def positive_floats(text: str) -> tuple[float, ...]:
+    """Parse comma-separated numbers above 0, in the order given."""
+    return tuple(positive_float(part) for part in text.split(","))
+
+
 def positive_int(text: str) -> int:
     """Parse a whole number of at least 1."""
     value = int(text)

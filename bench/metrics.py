@@ -9,6 +9,7 @@ JSON has no infinity): leaving failures out would reward a server for dropping i
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from sglang_flowprefill.core.stats import is_attained
@@ -105,6 +106,15 @@ def rows_by_class(rows: "Sequence[RequestRow]") -> "dict[str, list[RequestRow]]"
     for row in sorted(rows, key=lambda row: (row.slo_ttft_s, row.slo_class)):
         groups.setdefault(row.slo_class, []).append(row)
     return groups
+
+
+def median_by_class(summaries: Sequence[ReplaySummary]) -> dict[str, float]:
+    """Return the median attainment of each class over the replays in which it occurs."""
+    names = dict.fromkeys(name for summary in summaries for name in summary.classes)
+    return {
+        name: median(s.classes[name].attained for s in summaries if name in s.classes)
+        for name in names
+    }
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:

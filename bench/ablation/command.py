@@ -17,7 +17,7 @@ from bench.ablation.report import draw_ablation, print_ablation
 from bench.ablation.variations import DEFAULT, VARIATIONS, variations_for
 from bench.arguments import (
     config_of,
-    positive_float,
+    positive_floats,
     positive_int,
     server_options,
     some_of,
@@ -43,7 +43,7 @@ def add_ablation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--rates",
-        type=lambda text: tuple(positive_float(part) for part in text.split(",")),
+        type=positive_floats,
         default=(2.5,),
         help="offered requests/s, comma-separated; --rate is not used (default: %(default)s)",
     )

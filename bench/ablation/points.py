@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from bench.errors import UsageError
-from bench.metrics import ReplaySummary, summarise
+from bench.metrics import ReplaySummary, median_by_class, summarise
 from bench.paired import Spread, spread
 from bench.replay import RequestRow
 
@@ -82,12 +82,7 @@ class AblationLevel:
     @property
     def class_attained(self) -> dict[str, float]:
         """Median share by class, over the seeds in which the class occurs."""
-        classes = [point.summary.classes for point in self.points]
-        names = dict.fromkeys(name for found in classes for name in found)
-        return {
-            name: median(found[name].attained for found in classes if name in found)
-            for name in names
-        }
+        return median_by_class([point.summary for point in self.points])
 
     def gain_over(self, other: "AblationLevel") -> Spread | None:
         """Return the difference of attainment, seed by seed; None without a common seed."""

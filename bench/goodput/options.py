@@ -4,14 +4,9 @@ import argparse
 from dataclasses import dataclass, replace
 from math import ceil
 
-from bench.arguments import positive_float, positive_int
+from bench.arguments import positive_float, positive_floats, positive_int
 from bench.workloads.trace_file import read_trace
 from bench.workloads.workload import BUILT_IN_NUM_REQUESTS, Workload, WorkloadSpec
-
-
-def positive_floats(text: str) -> tuple[float, ...]:
-    """Parse comma-separated numbers above 0."""
-    return tuple(positive_float(part) for part in text.split(","))
 
 
 def shares(text: str) -> tuple[float, ...]:

@@ -65,9 +65,7 @@ def class_shares(
 ) -> dict[str, list[float]]:
     """Return each class's shares over seeds, at the highest passing rate of each seed."""
     shares: dict[str, list[float]] = {}
-    for search in system.searches:
-        if (search.slo_scale, search.goal) != (scale, options.goal):
-            continue
+    for search in system.searches_for(scale, options.goal):
         probe = system.best_probe(search)
         for name, share in ({} if probe is None else probe.class_attained).items():
             shares.setdefault(name, []).append(share)
@@ -112,10 +110,6 @@ def whole_probes_at(system: SystemResult, scale: float, rate: float) -> list[Pro
 
 def worst_shares(system: SystemResult, scale: float, goal: float) -> list[float]:
     """Return the share of the worst class at each seed's highest passing rate."""
-    probes = [
-        system.best_probe(search)
-        for search in system.searches
-        if search.slo_scale == scale and search.goal == goal
-    ]
+    probes = [system.best_probe(search) for search in system.searches_for(scale, goal)]
     worst = [probe.worst_class for probe in probes if probe is not None]
     return [named[1] for named in worst if named is not None]

@@ -140,7 +140,7 @@ def _pairs(
     subject: SystemResult, other: SystemResult, scale: float, goal: float
 ) -> list[tuple[Search, Search]]:
     ours, theirs = (
-        {s.seed: s for s in system.searches if s.slo_scale == scale and s.goal == goal}
+        {search.seed: search for search in system.searches_for(scale, goal)}
         for system in (subject, other)
     )
     return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]

@@ -8,7 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.arguments import config_of, positive_float, positive_int, server_options, workload_spec
+from bench.arguments import (
+    config_of,
+    positive_float,
+    positive_floats,
+    positive_int,
+    server_options,
+    workload_spec,
+)
 from bench.compare import class_slos_s, replay_with_progress
 from bench.load.figure import draw_load
 from bench.load.points import LoadPoint, levels_of, peak_goodput_per_s
@@ -26,7 +33,7 @@ def add_load_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("load")
     group.add_argument(
         "--loads",
-        type=lambda text: tuple(positive_float(part) for part in text.split(",")),
+        type=positive_floats,
         default=_DEFAULT_LOADS,
         help="shares of capacity, comma-separated; --rate is not used (default: %(default)s)",
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.metrics import ReplaySummary, attainment, summarise
+from bench.metrics import ReplaySummary, attainment, median_by_class, summarise
 from bench.replay import RequestRow
 
 
@@ -71,12 +71,7 @@ class LoadLevel:
     @property
     def class_attained(self) -> dict[str, float]:
         """Median share by class, over the seeds in which the class occurs."""
-        summaries = [point.summary.classes for point in self.points]
-        names = dict.fromkeys(name for classes in summaries for name in classes)
-        return {
-            name: median(classes[name].attained for classes in summaries if name in classes)
-            for name in names
-        }
+        return median_by_class([point.summary for point in self.points])
 
 
 def levels_of(points: Sequence[LoadPoint]) -> list[LoadLevel]:
