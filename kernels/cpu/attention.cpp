@@ -40,12 +40,10 @@ constexpr int kDegree = kPairs<T> ? 4 : 6;
 
 template <bool Pairs>
 FLOWPREFILL_INLINE Floats multiply_add(Floats sum, word a, Words b) {
-#if defined(__AVX512BF16__)
   if constexpr (Pairs)
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)),
-                                    (__m512bh)b);
-#endif
-  return sum + (Floats)(a - Words{}) * (Floats)b;
+    return multiply_add_pairs(sum, a, b);
+  else
+    return sum + (Floats)(a - Words{}) * (Floats)b;
 }
 
 // c[m][0, V vectors) (+)= sum over k of a[m][k * a_step] b[k * b_step ...].

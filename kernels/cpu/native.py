@@ -29,7 +29,7 @@ TARGET_VARIABLE: Final = "SGLANG_FLOWPREFILL_CPU_KERNELS"
 """Name of a target, or ``torch`` for none; the best one if unset."""
 
 _FOLDER: Final = Path(__file__).parent
-_SOURCES: Final = ("attention.cpp", "elementwise.cpp", "kv_write.cpp")
+_SOURCES: Final = ("attention.cpp", "elementwise.cpp", "kv_write.cpp", "linear.cpp")
 _HEADERS: Final = ("simd.h",)
 _FLAGS: Final = ("-O3", "-std=c++17", "-ffp-contract=fast", "-fPIC", "-shared", "-fopenmp")
 _BUILD_TIMEOUT_S: Final = 120.0
@@ -53,6 +53,8 @@ _SIGNATURES_BY_DTYPE: Final = {
 _SIGNATURES: Final = {
     **{f"{f}_{name}": s for f, s in _SIGNATURES_BY_DTYPE.items() for name in _NAMES.values()},
     "write_kv": "pipipipipii",
+    "pack_linear": "piip",
+    "linear": "pipppiii",
 }
 _C_TYPES: Final = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
@@ -243,6 +245,43 @@ class NativeKernels:
             dim,
         )
 
+    def pack_linear(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a copy of a weight, laid out for ``linear``.
+
+        Args:
+            weight: ``[out_features, in_features]`` bfloat16, contiguous, one that
+                ``can_multiply``.
+        """
+        packed = torch.empty_like(weight)
+        self._pack_linear(  # type: ignore[attr-defined]
+            weight.data_ptr(), *weight.shape, packed.data_ptr()
+        )
+        return packed
+
+    def linear(
+        self, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return ``x @ weight.T + bias``; a row's result does not depend on the other rows.
+
+        Args:
+            x: ``[num_rows, in_features]`` bfloat16, contiguous within a row.
+            packed: From ``pack_linear``, with the shape of the weight.
+            bias: ``[out_features]`` bfloat16, contiguous, or None.
+        """
+        num_rows, (out_features, in_features) = x.shape[0], packed.shape
+        output = x.new_empty((num_rows, out_features))
+        self._linear(  # type: ignore[attr-defined]
+            x.data_ptr(),
+            x.stride(0),
+            packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            output.data_ptr(),
+            num_rows,
+            in_features,
+            out_features,
+        )
+        return output
+
     def write_kv(
         self,
         keys: torch.Tensor,
@@ -267,6 +306,17 @@ class NativeKernels:
         self._write_kv(  # type: ignore[attr-defined]
             *arguments, slots.data_ptr(), keys.shape[0], row_bytes
         )
+
+
+def can_multiply(weight: torch.Tensor) -> bool:
+    """Tell whether ``pack_linear`` takes this weight: dtype and widths."""
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.dim() == 2
+        and weight.shape[0] % DIM_MULTIPLE == 0
+        and weight.shape[1] % 2 == 0
+    )
 
 
 def can_write_kv(
@@ -356,6 +406,12 @@ def _choose(name: str | None) -> Target:
     raise OSError(f"this processor lacks {', '.join(missing)} for {candidates[-1].name}")
 
 
+def has_amx() -> bool:
+    """Tell whether this processor multiplies tiles of bfloat16, which these kernels do not use."""
+    return "amx_bf16" in _cpu_features()
+
+
+@cache
 def _cpu_features() -> frozenset[str]:
     """Return the processor's features by their Linux names; empty where they are not told."""
     try:

@@ -71,6 +71,17 @@ FLOWPREFILL_INLINE Floats round_bf16(Floats v) {
   return load(narrow);
 }
 
+// sum + a * b, where each lane of b, and a, is a pair of bfloat16.
+FLOWPREFILL_INLINE Floats multiply_add_pairs(Floats sum, word a, Words b) {
+#if defined(__AVX512BF16__)
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)),
+                                  (__m512bh)b);
+#else
+  sum += (Floats)((a << 16) - Words{}) * (Floats)(b << 16);
+  return sum + (Floats)((a & 0xffff0000u) - Words{}) * (Floats)(b & 0xffff0000u);
+#endif
+}
+
 FLOWPREFILL_INLINE Floats max(Floats a, Floats b) { return a > b ? a : b; }
 
 FLOWPREFILL_INLINE float sum_of(Floats v) {

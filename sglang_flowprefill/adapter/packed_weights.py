@@ -20,7 +20,12 @@ from sglang.srt.layers.quantization.unquant import (
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from sglang_flowprefill.adapter import releases
-from sglang_flowprefill.kernels.cpu.packed_linear import can_pack, pack_weight, packed_linear
+from sglang_flowprefill.kernels.cpu.packed_linear import (
+    PackedWeight,
+    can_pack,
+    pack_weight,
+    packed_linear,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ _MAX_MEMORY_FRACTION = 0.25  # of what is available once the model and its KV ca
 class _Packed:
     """Mixed into SGLang's method of an unquantised layer."""
 
-    _packed: torch.Tensor | None = None
+    _packed: PackedWeight | None = None
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
