@@ -179,12 +179,11 @@ class SystemSearch:
 
     def _where_to_begin(self, question: Question) -> tuple[float, float]:
         """Return a first rate and a first step, from the searches most like this one."""
-        answered = [s for s in self._result.searches if s.max_rate_per_s]
-        kind = question[1:]
-        if alike := [s for s in answered if (s.slo_scale, s.goal, s.every_class) == kind]:
-            return median(search.max_rate_per_s for search in alike), _NEXT_STEP
-        if answered:
-            return answered[-1].max_rate_per_s, _FIRST_STEP
+        searches, kind = self._result.searches, question[1:]
+        if alike := [s for s in searches if (s.slo_scale, s.goal, s.every_class) == kind]:
+            return median(_answer_per_s(search) for search in alike), _NEXT_STEP
+        if searches:
+            return _answer_per_s(searches[-1]), _FIRST_STEP
         if known := self._plan.start_rates_per_s.get(self._result.name):
             return known, _FIRST_STEP
         requests = self._plan.workload.build(1.0, question.seed).requests
@@ -247,6 +246,11 @@ class SystemSearch:
                 num_quick = num_quick + 1 if timing.ttft_s < _IDLE_S else 0
                 if num_quick == 2:
                     return
+
+
+def _answer_per_s(search: Search) -> float:
+    """Return the rate near which the answer lies, if only from below."""
+    return search.max_rate_per_s or search.failed_rate_per_s
 
 
 def _described(probe: Probe) -> str:

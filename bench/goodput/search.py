@@ -7,10 +7,11 @@ that failed and the highest below it that passed.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import sqrt
+from math import exp, log, sqrt
 
 # With one end of the bracket only there is nothing to halve: go up or down, each time further.
 _LARGEST_STEP = 2.0
+_MOST_DOUBLINGS = 30  # of the step's logarithm; far beyond the largest step
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def next_rate(
     if bracket.is_closed:
         is_narrow = bracket.failed_per_s <= bracket.passed_per_s * (1 + resolution)
         return None if is_narrow else sqrt(bracket.passed_per_s * bracket.failed_per_s)
-    factor = min(step ** (2 ** (len(known) - 1)), _LARGEST_STEP)
+    num_doublings = min(len(known) - 1, _MOST_DOUBLINGS)
+    factor = exp(min(log(step) * 2**num_doublings, log(_LARGEST_STEP)))
     if bracket.passed_per_s:
         return bracket.passed_per_s * factor
     if bracket.failed_per_s <= lowest_per_s:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from bench.goodput.analysis import shares_of_limit
 from bench.goodput.result import GoodputResult, Search, SystemResult
 from bench.goodput_report.numbers import spread_text
 from bench.goodput_report.options import ReportOptions
@@ -105,10 +106,10 @@ def _ratio_verdict(
 
 def _against_limit(subject: SystemResult, options: ReportOptions, scale: float) -> Verdict | None:
     limit = subject.physical_limit_per_s
-    rates = subject.max_rates(scale, options.goal)
-    if limit is None or not rates:
+    found = shares_of_limit(subject, subject.searches_for(scale, options.goal))
+    if limit is None or not found:
         return None
-    shares = spread([rate / limit * 100 for rate in rates])
+    shares = spread([share * 100 for share in found])
     claim = (
         f"Max goodput of {subject.name} is {spread_text(shares)} % of the physical limit, the "
         f"{limit:.2f} requests/s at which its unloaded prefills would fill all time"

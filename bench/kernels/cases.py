@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import torch
 from sglang_flowprefill.kernels.cpu.native import NativeKernels, PagedKv
@@ -21,7 +22,7 @@ class Case:
 
     Attributes:
         name: Kernel and size.
-        family: What it belongs to in a prefill: linear, attention, norm, rope or activation.
+        family: What it belongs to in a prefill: linear, attention, norm, rope, activation, kv.
         flops: Floating-point operations of one call.
         num_bytes: Bytes that one call must read and write at least once.
         run: Calls the kernel.
@@ -38,7 +39,7 @@ class Case:
 
 def kernel_cases(native: NativeKernels, shape: ModelShape) -> Iterator[Case]:
     """Yield every kernel at a short and a long size."""
-    for num_tokens in (32, 512, 2048):
+    for num_tokens in (1, 32, 512, 2048):
         yield from linear_cases(shape, num_tokens)
     for num_queries, num_keys in ((32, 32), (512, 512), (2048, 2048), (8000, 8000), (256, 7256)):
         yield prefill_case(native, shape, num_queries, num_keys)
@@ -49,18 +50,24 @@ def kernel_cases(native: NativeKernels, shape: ModelShape) -> Iterator[Case]:
 
 
 def linear_cases(shape: ModelShape, num_tokens: int) -> Iterator[Case]:
-    """Yield the four products of a block, with weights packed once."""
+    """Yield the four products of a block, with weights packed once.
+
+    Calls take the weights of all layers in turn, as a forward pass does: no cache holds them.
+    """
     for name, (width_in, width_out) in shape.products.items():
-        x, weight = _random(num_tokens, width_in), _random(width_out, width_in)
-        if not can_pack(weight):
+        x = _random(num_tokens, width_in)
+        weights = [_random(width_out, width_in) for _ in range(shape.num_layers)]
+        if not can_pack(weights[0]):
             return
+        packed = cycle([pack_weight(weight) for weight in weights])
+        plain = cycle(weights)
         yield Case(
             f"{name} {num_tokens} rows",
             "linear",
             2.0 * num_tokens * width_in * width_out,
-            _ELEMENT_BYTES * (x.numel() + weight.numel() + num_tokens * width_out),
-            partial(packed_linear, x, pack_weight(weight)),
-            partial(linear, x, weight),
+            _ELEMENT_BYTES * (x.numel() + width_in * width_out + num_tokens * width_out),
+            lambda x=x, packed=packed: packed_linear(x, next(packed)),
+            lambda x=x, plain=plain: linear(x, next(plain)),
         )
 
 
@@ -115,7 +122,7 @@ def decode_case(
 
 
 def row_wise_cases(native: NativeKernels, shape: ModelShape, num_tokens: int) -> Iterator[Case]:
-    """Yield norm, activation and rotary embedding."""
+    """Yield norm, activation, rotary embedding and the writing of keys and values."""
     x, residual = _random(num_tokens, shape.hidden_size), _random(num_tokens, shape.hidden_size)
     weight = _random(shape.hidden_size)
     yield Case(
@@ -145,6 +152,17 @@ def row_wise_cases(native: NativeKernels, shape: ModelShape, num_tokens: int) ->
         2.0 * _ELEMENT_BYTES * (query.numel() + key.numel()),
         partial(native.rope_, positions, query, key, cos_sin),
         partial(_torch_rope, positions, query, key, cos_sin),
+    )
+    cached = _random(2 * num_tokens, shape.num_kv_heads, shape.head_dim)
+    keys = key.view(num_tokens, shape.num_kv_heads, shape.head_dim)
+    slots = torch.randperm(2 * num_tokens)[:num_tokens]
+    yield Case(
+        f"KV write {num_tokens} rows",
+        "kv",
+        0.0,
+        2 * _kv_bytes(shape, num_tokens),
+        partial(native.write_kv, keys, keys, cached, cached.clone(), slots),
+        partial(_torch_write_kv, keys, keys, cached.clone(), cached.clone(), slots),
     )
 
 
@@ -207,3 +225,14 @@ def _torch_rope(
         first, second = x.view(x.shape[0], -1, cos_sin.shape[1]).chunk(2, dim=-1)
         rotated.append(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
     return tuple(rotated)
+
+
+def _torch_write_kv(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cached_keys: torch.Tensor,
+    cached_values: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    cached_keys[slots] = keys
+    cached_values[slots] = values

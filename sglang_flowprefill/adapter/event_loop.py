@@ -15,7 +15,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sglang.srt.environ import envs
@@ -31,18 +30,15 @@ from sglang_flowprefill.core import (
     AdmissionDecision,
     Admit,
     BlockedRequest,
-    Calibration,
+    CalibratedScheduler,
     Decision,
     DecodeView,
-    Distortion,
     DropBatches,
     Event,
     EventKind,
     Observation,
     PrefillBatch,
-    PrefillCost,
     PrefillRequest,
-    PrefillScheduler,
     Release,
     ResumeBatch,
     RunDecode,
@@ -71,9 +67,7 @@ class EventLoop:
         events: What causes rounds, and interrupts prefills.
         policy_name: What the user calls the policy.
         admission: Judges new requests; None admits every one.
-        policy: What decides. Its cost is replaced at once, and whenever calibration has moved.
-        calibration: The predictor; learns from every prefill that ends.
-        distortion: Makes predictions wrong on purpose.
+        scheduler: What decides, and learns from every prefill that ends.
         telemetry: Told what happens.
         ranks: The ranks of the server; this one decides if it leads.
         memory: What a token of an unfinished prefill holds.
@@ -94,9 +88,7 @@ class EventLoop:
         runner: PreemptibleModelRunner,
         events: EventSources,
         policy_name: str,
-        policy: PrefillScheduler,
-        calibration: Calibration,
-        distortion: Distortion,
+        scheduler: CalibratedScheduler,
         admission: AdmissionByClass | None,
         telemetry: Telemetry,
         ranks: Ranks,
@@ -110,11 +102,8 @@ class EventLoop:
         self._runner = runner
         self._events = events
         self._policy_name = policy_name
-        self._policy = policy
+        self._scheduler = scheduler
         self._admission = admission
-        self._calibration = calibration
-        self._distortion = distortion
-        self._use_cost(calibration.cost)
         self._telemetry = telemetry
         self._ranks = ranks
         self._memory = memory
@@ -161,7 +150,7 @@ class EventLoop:
         if admission is None:
             return Admit("admission control is off")
         verdict = self._ranks.agree(
-            lambda: admission.decide(request, self._policy, self._view(), self._clock())
+            lambda: admission.decide(request, self._scheduler.present, self._view(), self._clock())
         )
         if not isinstance(verdict, Admit):
             self._telemetry.on_not_admitted(request, verdict)
@@ -183,27 +172,9 @@ class EventLoop:
             "weighted_attainment": self._engine.slo_resolver.classes.weighted_attainment(
                 self._telemetry.attainment
             ),
-            "prediction": self._describe_prediction(),
+            "prediction": self._scheduler.describe(),
             "num_unfinished_prefills": len(self.cursors),
             "is_idle": self._engine.is_fully_idle(),
-        }
-
-    def _describe_prediction(self) -> dict[str, Any]:
-        error, cost = self._calibration.error, self._calibration.cost
-        return {
-            "num_observed": self._calibration.num_observed,
-            "num_observations": error.num_observations,
-            "median_absolute_error": round(error.median_absolute, 4),
-            "bias": round(error.bias, 4),
-            "margin": round(self._calibration.margin, 4),
-            "base_s": cost.base_s,
-            "per_request_s": cost.per_request_s,
-            "per_token_s": cost.per_token_s,
-            "per_attention_pair_s": cost.per_attention_pair_s,
-            "recent": [
-                {**asdict(judged.observation), "predicted_s": judged.predicted_s}
-                for judged in self._calibration.recent
-            ],
         }
 
     # ---- events ----
@@ -281,7 +252,7 @@ class EventLoop:
 
     def _ask_policy(self, view: SchedulerView, now_s: float) -> Decision:
         """Return a decision, and have the timer cause the next round that it asks for."""
-        decision = self._policy.decide(view, now_s)
+        decision = self._scheduler.present.decide(view, now_s)
         due_s = math.inf
         if isinstance(decision, StartBatch | ResumeBatch):
             due_s = decision.review_s
@@ -331,7 +302,7 @@ class EventLoop:
         prefill = PrefillBatch(
             self._next_batch_id,
             requests,
-            self._policy.predict_s(requests),
+            self._scheduler.present.predict_s(requests),
             num_kv_tokens=num_tokens,
             held_bytes=int(
                 num_tokens * self._memory.kv_bytes + num_active * self._memory.activation_bytes
@@ -431,21 +402,14 @@ class EventLoop:
             self._telemetry.on_completion(prefill_request(req), end)
 
     def _calibrate(self, cursor: OperatorCursor) -> None:
-        """Learn from a prefill that ended; take a new cost into use once it has moved.
+        """Learn from a prefill that ended, if it was one forward pass.
 
         What chunks take together is not what one forward pass over all of them would take.
         """
         if cursor.num_forwards > 1:
             return
-        observation = Observation.of(cursor.started_as, cursor.prefill.run_s)
-        self._calibration = self._calibration.observed(observation)
-        self._telemetry.on_prediction(self._calibration.error)
-        if self._calibration.has_moved_from(self._cost):
-            self._use_cost(self._calibration.cautious_cost)
-
-    def _use_cost(self, cost: PrefillCost) -> None:
-        self._cost = cost
-        self._policy = replace(self._policy, cost=self._distortion.of(cost))
+        self._scheduler.learn(Observation.of(cursor.started_as, cursor.prefill.run_s))
+        self._telemetry.on_prediction(self._scheduler.error)
 
     def _decode(self) -> None:
         start_s, num_requests = self._clock(), len(self._engine.running_batch.reqs)
@@ -500,7 +464,7 @@ class EventLoop:
             False if there is none that may be dropped.
         """
         batch_id = self._ranks.agree(
-            lambda: self._policy.choose_victim(self._view(), self._clock())
+            lambda: self._scheduler.present.choose_victim(self._view(), self._clock())
         )
         if batch_id is None:
             return False

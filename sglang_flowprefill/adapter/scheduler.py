@@ -66,6 +66,7 @@ from sglang_flowprefill.api.overload import reject
 from sglang_flowprefill.api.slo import SloClasses, SloResolver
 from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import (
+    CalibratedScheduler,
     Calibration,
     DecodePacing,
     Degrade,
@@ -136,9 +137,11 @@ class FlowPrefillScheduler(_engine.Scheduler):
             runner=runner,
             events=events,
             policy_name=config.policy,
-            policy=_policy(config, classes, profile),
-            calibration=Calibration.from_profile(profile.cost),
-            distortion=Distortion(config.prediction_factor, config.prediction_noise),
+            scheduler=CalibratedScheduler(
+                _policy(config, classes, profile),
+                Calibration.from_profile(profile.cost),
+                Distortion(config.prediction_factor, config.prediction_noise),
+            ),
             admission=admission_of(config, classes),
             telemetry=Telemetry(metrics, live, log, timeline),
             ranks=ranks,

@@ -16,6 +16,7 @@ from sglang_flowprefill.core.admission import (
     Reject,
 )
 from sglang_flowprefill.core.batch import BatchState, PrefillBatch
+from sglang_flowprefill.core.calibrated_scheduler import CalibratedScheduler
 from sglang_flowprefill.core.calibration import (
     Calibration,
     JudgedPrediction,
@@ -49,12 +50,9 @@ from sglang_flowprefill.core.policies import (
 from sglang_flowprefill.core.policy import Candidate, Policy
 from sglang_flowprefill.core.predictor import PrefillCost
 from sglang_flowprefill.core.request import PrefillRequest, Slo
-from sglang_flowprefill.core.scheduler import (
-    BlockedRequest,
-    PrefillScheduler,
-    SchedulerView,
-)
+from sglang_flowprefill.core.scheduler import PrefillScheduler
 from sglang_flowprefill.core.stats import ClassAttainment, SchedulerStatistics, StatisticsRecorder
+from sglang_flowprefill.core.view import BlockedRequest, SchedulerView
 
 __all__ = [
     "POLICIES",
@@ -63,6 +61,7 @@ __all__ = [
     "Admit",
     "BatchState",
     "BlockedRequest",
+    "CalibratedScheduler",
     "Calibration",
     "Candidate",
     "ClassAttainment",

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sglang_flowprefill.core.request import PrefillRequest
-from sglang_flowprefill.core.scheduler import PrefillScheduler, SchedulerView
+from sglang_flowprefill.core.scheduler import PrefillScheduler
+from sglang_flowprefill.core.view import SchedulerView
 
 AdmissionMode = Literal["off", "reject", "degrade"]
 

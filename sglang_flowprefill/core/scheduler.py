@@ -36,10 +36,8 @@ from sglang_flowprefill.core.decision import (
     StartBatch,
     Wait,
 )
-from sglang_flowprefill.core.decode import DecodeView
 from sglang_flowprefill.core.memory import (
     RankedBatch,
-    Release,
     Shortage,
     choose_victims,
     expected_wait_s,
@@ -47,45 +45,7 @@ from sglang_flowprefill.core.memory import (
 from sglang_flowprefill.core.policy import Candidate, Policy, PolicyKey
 from sglang_flowprefill.core.predictor import PrefillCost
 from sglang_flowprefill.core.request import PrefillRequest
-
-
-@dataclass(frozen=True, slots=True)
-class BlockedRequest:
-    """A waiting request that the engine could not give memory.
-
-    Attributes:
-        request: One of the waiting requests.
-        num_missing_tokens: KV slots that it lacks; 0 if the engine turned it away for another
-            reason.
-    """
-
-    request: PrefillRequest
-    num_missing_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerView:
-    """Everything that a round may look at.
-
-    Attributes:
-        waiting: Requests not yet in a batch.
-        batches: Batches that are ready or suspended.
-        current: The one of ``batches`` that ran last, if it has not ended.
-        decode: The running requests, if any.
-        can_start: False while no new batch may be formed.
-        blocked: The waiting request that found no memory. Those that are not before it in the
-            policy's order do not start either: they would take the memory that it waits for.
-        releases: Memory that running requests are expected to give back.
-    """
-
-    waiting: Sequence[PrefillRequest] = ()
-    batches: Sequence[PrefillBatch] = ()
-    current: PrefillBatch | None = None
-    decode: DecodeView | None = None
-    can_start: bool = True
-    blocked: BlockedRequest | None = None
-    releases: Sequence[Release] = ()
-
+from sglang_flowprefill.core.view import SchedulerView
 
 _NOTHING_LACKS = Shortage()
 
@@ -273,7 +233,7 @@ class PrefillScheduler:
         runnable = [r for r in ranked if self._can_resume(r.batch, view)]
         best = min(runnable, key=lambda r: r.key, default=None)
         blocked = self._first_blocked(view, ranked, now_s)
-        candidates = self._memo.of(view.waiting) if view.can_start else []
+        candidates = self._memo.of(view.waiting)
         key = self.policy.key
         keys = [key(candidate, now_s) for candidate in candidates]
         first_key = min(keys, default=None)

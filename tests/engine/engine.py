@@ -429,7 +429,13 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
     from sglang_flowprefill.adapter import scheduler as product
     from sglang_flowprefill.adapter.event_loop import EventLoop
     from sglang_flowprefill.adapter.event_sources import EventSources
-    from sglang_flowprefill.core import Calibration, EventKind, PrefillScheduler
+    from sglang_flowprefill.core import (
+        CalibratedScheduler,
+        Calibration,
+        Distortion,
+        EventKind,
+        PrefillScheduler,
+    )
 
     class ScriptedSources(EventSources):
         def has_event(self) -> bool:
@@ -446,10 +452,14 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
             return engine._on_round(view)
 
     class ScriptedLoop(EventLoop):
-        def __init__(self, *, policy: PrefillScheduler, **kwargs: Any) -> None:
-            settings = {f.name: getattr(policy, f.name) for f in fields(policy) if f.init}
-            kwargs["calibration"] = Calibration.from_profile(_COST)
-            super().__init__(policy=ScriptedScheduler(**settings), clock=engine.clock, **kwargs)
+        def __init__(self, *, scheduler: CalibratedScheduler, **kwargs: Any) -> None:
+            own = scheduler.present
+            scripted = ScriptedScheduler(
+                **{f.name: getattr(own, f.name) for f in fields(own) if f.init}
+            )
+            calibration = Calibration.from_profile(_COST)
+            scheduler = CalibratedScheduler(scripted, calibration, Distortion())
+            super().__init__(scheduler=scheduler, clock=engine.clock, **kwargs)
 
         def _collect_events(self) -> None:
             """Have a round at every turn, not only after messages, so that the script decides."""

@@ -269,4 +269,4 @@ class RandomEpisode:
 
 
 def _may_start(view: Any) -> bool:
-    return bool(view.waiting) and view.can_start and view.blocked is None
+    return bool(view.waiting) and view.blocked is None

@@ -67,6 +67,14 @@ def test_every_seed_has_an_answer_between_a_pass_and_a_failure(servers, tmp_path
     assert "max req/s" in capsys.readouterr().out
 
 
+def test_what_one_seed_could_not_find_is_not_looked_for_again_from_above(servers, tmp_path):
+    """Where the first seed met the goal at no rate, the next tries the lowest and is done."""
+    run(f"{TINY} --slo text=0.001 --slo image=0.001 --out {tmp_path}")
+    system = read_result(tmp_path / "goodput.json").systems["flowprefill"]
+    assert [search.max_rate_per_s for search in system.searches] == [0, 0]
+    assert [probe.rate_per_s for probe in system.probes if probe.seed == 1] == [2]
+
+
 def test_a_finished_search_is_not_repeated(servers, tmp_path, capsys):
     """Resuming starts no server for what is known, and searches what is new."""
     run(f"{TINY} --num-seeds 1 --out {tmp_path}")

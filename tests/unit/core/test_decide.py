@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from sglang_flowprefill.core import (
+    BlockedRequest,
     DecodeView,
     Fcfs,
     PrefillScheduler,
@@ -55,7 +56,8 @@ def test_nothing_to_do_means_wait():
 
 def test_blocked_requests_mean_wait():
     """Waiting requests without memory do not make the server spin."""
-    assert decide(waiting=[URGENT], can_start=False) == Wait("waiting requests are blocked")
+    decision = decide(waiting=[URGENT], blocked=BlockedRequest(URGENT, 100))
+    assert decision == Wait("waiting requests are blocked")
 
 
 def test_the_first_in_policy_order_starts():
@@ -263,7 +265,8 @@ def test_no_more_than_max_suspended_prefills_stand_still(num_batches, starts):
 def test_without_memory_started_work_still_runs():
     """A full cache stops new batches, not the ones that own memory."""
     suspended = make_batch(DOCUMENT, batch_id=6, run_s=0.1)
-    assert decide(waiting=[URGENT], batches=[suspended], can_start=False).batch_id == 6
+    blocked = BlockedRequest(URGENT, 100)
+    assert decide(waiting=[URGENT], batches=[suspended], blocked=blocked).batch_id == 6
 
 
 # ---- decode ----
@@ -284,7 +287,8 @@ def test_decode_runs_when_there_is_nothing_to_prefill():
 
 def test_decode_runs_while_waiting_requests_are_blocked():
     """Decoding is what frees the memory that they wait for."""
-    decision = decide(waiting=[URGENT], can_start=False, decode=DecodeView(due_s=9.0))
+    blocked = BlockedRequest(URGENT, 100)
+    decision = decide(waiting=[URGENT], blocked=blocked, decode=DecodeView(due_s=9.0))
     assert decision == RunDecode("nothing to prefill")
 
 

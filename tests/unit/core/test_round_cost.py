@@ -69,7 +69,7 @@ def test_a_request_is_predicted_once_in_its_life():
     """Later rounds predict newcomers and members of the batch that starts, nothing else."""
     scheduler = counting_scheduler()
     waiting = queue(500)
-    scheduler.decide(SchedulerView(waiting=waiting, can_start=True), 0.0)
+    scheduler.decide(SchedulerView(waiting=waiting), 0.0)
     first_round = len(scheduler.cost.calls)
     assert first_round >= 500
     scheduler.cost.calls.clear()
