@@ -99,6 +99,10 @@ def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
 class ProbedWorkload:
     """The requests of a probe, by rate and seed.
 
+    A probe that does not take the whole trace takes a sample of it, so that the mix of classes and
+    lengths is the same at every rate: a low rate would otherwise be judged by the few requests at
+    the head of the trace.
+
     Attributes:
         spec: Everything else of the workload.
         window_s: For how long requests arrive.
@@ -125,6 +129,7 @@ class ProbedWorkload:
         spec = replace(
             self.spec,
             num_requests=min(num_wanted, num_known),
+            is_sample=True,
             rate_per_s=rate_per_s,
             seed=seed,
             first_request=seed * num_known // self.num_seeds % num_known,

@@ -1,7 +1,7 @@
 """Fit a workload to the machine at hand without changing its shape.
 
-Every function returns new requests and keeps their order. Windows are contiguous, never shuffled
-or thinned: a burst stays a burst, unless other arrivals are asked for.
+Every function returns new requests and keeps their order; nothing is shuffled. A ``head`` keeps
+bursts as they are, a ``sample`` the mix of the whole.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,19 @@ def head(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceReque
     if num_requests > len(requests):
         raise UsageError(f"{num_requests} requests asked for, the trace holds {len(requests)}")
     return list(requests[:num_requests])
+
+
+def sample(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceRequest]:
+    """Return so many requests, evenly spread: the mix of the whole, whatever their number.
+
+    Poisson arrivals stay Poisson; bursts that are longer than the distance of two get thinner.
+
+    Raises:
+        UsageError: There are fewer.
+    """
+    if num_requests > len(requests):
+        raise UsageError(f"{num_requests} requests asked for, the trace holds {len(requests)}")
+    return [requests[i * len(requests) // num_requests] for i in range(num_requests)]
 
 
 def scale_lengths(requests: Sequence[TraceRequest], factor: float) -> list[TraceRequest]:

@@ -15,6 +15,7 @@ from bench.workloads.scaling import (
     head,
     mean_rate_per_s,
     rotate,
+    sample,
     scale_lengths,
     scale_to_rate,
     share_prefixes,
@@ -50,7 +51,9 @@ class WorkloadSpec:
 
     Attributes:
         trace: Trace file; None takes the built-in generator.
-        num_requests: Requests to use from the head; None takes all (the generator: 327).
+        num_requests: Requests to use; None takes all (the generator: 327).
+        is_sample: Those are spread over the trace, or over 327 of the generator; otherwise they
+            are its head.
         rate_per_s: Offered rate; None keeps the trace's own.
         length_scale: Factor on prompt and output lengths.
         seed: Of the built-in generator, and of whatever else is drawn.
@@ -62,6 +65,7 @@ class WorkloadSpec:
 
     trace: Path | None = None
     num_requests: int | None = None
+    is_sample: bool = False
     rate_per_s: float | None = None
     length_scale: float = 1.0
     seed: int = 0
@@ -77,11 +81,13 @@ class WorkloadSpec:
             BenchError: The trace is malformed, too short, or cannot be given this rate.
         """
         if self.trace is None:
-            requests = generate_requests(self.num_requests or BUILT_IN_NUM_REQUESTS, self.seed)
+            num_drawn = None if self.is_sample else self.num_requests
+            requests = generate_requests(num_drawn or BUILT_IN_NUM_REQUESTS, self.seed)
         else:
             requests = rotate(read_trace(self.trace), self.first_request)
         if self.num_requests is not None:
-            requests = head(requests, self.num_requests)
+            cut = sample if self.is_sample else head
+            requests = cut(requests, self.num_requests)
         requests = scale_lengths(requests, self.length_scale)
         if self.shared_prefix:
             requests = share_prefixes(requests, self.shared_prefix, self.num_prefixes, self.seed)

@@ -1,10 +1,18 @@
 """Scaling fits a workload to a machine and keeps its shape."""
 
+import random
+
 import pytest
 
 from bench.errors import UsageError
 from bench.workloads.request import TraceRequest
-from bench.workloads.scaling import head, mean_rate_per_s, scale_lengths, scale_to_rate
+from bench.workloads.scaling import (
+    head,
+    mean_rate_per_s,
+    sample,
+    scale_lengths,
+    scale_to_rate,
+)
 
 REQUESTS = [
     TraceRequest(2.0, "text", 10, 4),
@@ -37,3 +45,22 @@ def test_head_is_contiguous_and_never_short():
     assert head(REQUESTS, 2) == REQUESTS[:2]
     with pytest.raises(UsageError, match="4 requests"):
         head(REQUESTS, 4)
+
+
+def test_a_sample_is_spread_over_the_whole_trace():
+    """Its order and times are those of the trace, and any number has about the same mix."""
+    rng = random.Random(3)
+    trace = [
+        TraceRequest(float(i), rng.choices(("text", "search"), (1 + i // 120, 1))[0], 100, 1)
+        for i in range(240)
+    ]
+    share = sum(request.slo_class == "search" for request in trace) / 240
+    for num_requests in (60, 80, 120, 240):
+        sampled = sample(trace, num_requests)
+        assert len(set(sampled)) == num_requests
+        assert sampled == sorted(sampled, key=lambda request: request.arrival_s)
+        assert sampled[-1].arrival_s >= 239 - 240 / num_requests
+        num_searches = sum(request.slo_class == "search" for request in sampled)
+        assert num_searches == pytest.approx(num_requests * share, abs=num_requests / 10)
+    with pytest.raises(UsageError, match="holds 240"):
+        sample(trace, 241)
