@@ -1,6 +1,7 @@
 """What ``goodput`` searches, and how the command line says so."""
 
 import argparse
+import sys
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -114,6 +115,14 @@ class ProbedWorkload:
     window_s: float
     min_requests: int
     num_seeds: int
+
+    def whole(self, seed: int) -> Workload:
+        """Return every request of the trace, at one request/s.
+
+        Raises:
+            BenchError: The trace is malformed.
+        """
+        return replace(self, min_requests=sys.maxsize).build(1.0, seed)
 
     def build(self, rate_per_s: float, seed: int) -> Workload:
         """Return the requests at this rate; the generator draws others for each seed.
