@@ -20,8 +20,7 @@ def head(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceReque
     Raises:
         UsageError: There are fewer.
     """
-    if num_requests > len(requests):
-        raise UsageError(f"{num_requests} requests asked for, the trace holds {len(requests)}")
+    _require(requests, num_requests)
     return list(requests[:num_requests])
 
 
@@ -33,8 +32,7 @@ def sample(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceReq
     Raises:
         UsageError: There are fewer.
     """
-    if num_requests > len(requests):
-        raise UsageError(f"{num_requests} requests asked for, the trace holds {len(requests)}")
+    _require(requests, num_requests)
     return [requests[i * len(requests) // num_requests] for i in range(num_requests)]
 
 
@@ -137,3 +135,8 @@ def mean_rate_per_s(requests: Sequence[TraceRequest]) -> float | None:
     """Return 1 / mean gap, or None where there is no gap to take a mean of."""
     span_s = requests[-1].arrival_s - requests[0].arrival_s
     return (len(requests) - 1) / span_s if span_s > 0 else None
+
+
+def _require(requests: Sequence[TraceRequest], num_requests: int) -> None:
+    if num_requests > len(requests):
+        raise UsageError(f"{num_requests} requests asked for, the trace holds {len(requests)}")

@@ -63,12 +63,12 @@ def test_every_case_runs_and_agrees_with_its_reference():
     names = set()
     for case in kernel_cases(load_native(), TINY):
         names.add(case.name)
-        assert case.flops >= 0
+        assert case.flops > 0 or case.family == "kv"  # a copy computes nothing
         assert case.num_bytes > 0
         if "8000" in case.name:
             continue  # seconds of torch code
         found, expected = case.run(), case.reference()
-        if case.family == "activation":
+        if case.family in {"linear", "activation"}:
             torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-6)
     assert len(names) == 16 + 5 + 4 + 8
 
