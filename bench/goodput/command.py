@@ -50,6 +50,16 @@ async def run_goodput(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> SearchPlan:
+    """Return what the options ask for.
+
+    Raises:
+        UsageError: They give a rate, which is what is searched.
+    """
+    if args.rate is not None:
+        raise UsageError(
+            f"--rate {args.rate:g}: goodput searches the rate; --start-rate SYSTEM=RATE says where "
+            "to begin, --probe-rates which rates to replay at too"
+        )
     spec = workload_spec(args)
     workload = ProbedWorkload(spec, args.window_s, args.min_requests, args.num_seeds)
     classes = (request.slo_class for request in spec.build().requests)
@@ -89,8 +99,9 @@ def _kept(path: Path, args: argparse.Namespace, plan: SearchPlan) -> GoodputResu
         UsageError: It was measured with other requests or other objectives.
     """
     result = read_result(path)
-    fresh = (plan.workload.spec.origin, args.length_scale, plan.class_slos_s)
-    kept = (result.origin, result.length_scale, result.class_slos_s)
+    kept_num_requests = result.head["config"].get("num_requests")
+    fresh = (plan.workload.spec.origin, args.num_requests, args.length_scale, plan.class_slos_s)
+    kept = (result.origin, kept_num_requests, result.length_scale, result.class_slos_s)
     if fresh != kept:
         raise UsageError(f"{path} holds another workload: {kept}, not {fresh}; give another --out")
     return result

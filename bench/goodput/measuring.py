@@ -22,7 +22,6 @@ _SOLO_QUANTILES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.85, 0.95, 1.0)
 # wrong guess costs probes, of which those above the answer end early.
 _FIRST_GUESS_SHARE = 0.8
 _FIRST_STEP = 1.15
-_NEXT_STEP = 1.03  # after another seed has told where to look
 # A server that was left in the middle of a probe is idle when it answers this short a prompt
 # twice within this time, asked at most so often.
 _IDLE_PROMPT_TOKENS = 16
@@ -178,14 +177,18 @@ class SystemSearch:
         )
 
     def _where_to_begin(self, question: Question) -> tuple[float, float]:
-        """Return a first rate and a first step, from the searches most like this one."""
+        """Return a first rate and a first step, from the searches most like this one.
+
+        Where the answer is known already, two probes as far apart as the resolution may do.
+        """
         searches, kind = self._result.searches, question[1:]
+        smallest_step = 1 + self._plan.resolution
         if alike := [s for s in searches if (s.slo_scale, s.goal, s.every_class) == kind]:
-            return median(_answer_per_s(search) for search in alike), _NEXT_STEP
+            return median(_answer_per_s(search) for search in alike), smallest_step
         if searches:
             return _answer_per_s(searches[-1]), _FIRST_STEP
         if known := self._plan.start_rates_per_s.get(self._result.name):
-            return known, _FIRST_STEP
+            return known, smallest_step
         requests = self._plan.workload.whole(question.seed).requests
         limit_per_s = self._result.limit_per_s([r.num_input_tokens for r in requests])
         assert limit_per_s is not None, "solo prefills come first"

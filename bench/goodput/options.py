@@ -134,11 +134,11 @@ class ProbedWorkload:
         """
         num_wanted = max(self.min_requests, ceil(rate_per_s * self.window_s))
         trace = self.spec.trace
-        num_known = BUILT_IN_NUM_REQUESTS if trace is None else len(read_trace(trace))
+        num_all = BUILT_IN_NUM_REQUESTS if trace is None else len(read_trace(trace))
+        num_known = self.spec.num_requests or num_all
         spec = replace(
             self.spec,
-            num_requests=min(num_wanted, num_known),
-            is_sample=True,
+            sample_size=min(num_wanted, num_known),
             rate_per_s=rate_per_s,
             seed=seed,
             first_request=seed * num_known // self.num_seeds % num_known,

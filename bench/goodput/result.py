@@ -186,9 +186,10 @@ class GoodputResult:
         """Return the objective scales that were searched, ascending."""
         return sorted({s.slo_scale for system in self.systems.values() for s in system.searches})
 
-    def goals(self) -> list[float]:
-        """Return the goals that were searched, ascending."""
-        return sorted({s.goal for system in self.systems.values() for s in system.searches})
+    def kinds(self) -> list[tuple[float, bool]]:
+        """Return the goals that were searched, ascending, and whether of every class."""
+        searches = (s for system in self.systems.values() for s in system.searches)
+        return sorted({(s.goal, s.every_class) for s in searches})
 
 
 def write_result(path: Path, result: GoodputResult) -> None:

@@ -25,20 +25,25 @@ def reference_scale(result: GoodputResult) -> float:
     return min(scales, key=lambda scale: abs(scale - 1.0))
 
 
-def median_goodput(system: SystemResult, scale: float, goal: float) -> float:
+def median_goodput(
+    system: SystemResult, scale: float, goal: float, *, every_class: bool = False
+) -> float:
     """Return the median of max goodput; -1 where it was not searched, which sorts last."""
-    found = system.goodput(scale, goal)
+    found = system.goodput(scale, goal, every_class=every_class)
     return -1.0 if found is None else found.median
 
 
-def best_peer(result: GoodputResult, options: ReportOptions, scale: float) -> SystemResult | None:
+def best_peer(
+    result: GoodputResult, options: ReportOptions, scale: float, *, every_class: bool = False
+) -> SystemResult | None:
     """Return the peer with the highest median at an objective scale; None if there is none."""
-    peers = [
-        system
-        for system in result.systems.values()
-        if options.is_peer(system.name) and system.goodput(scale, options.goal) is not None
-    ]
-    return max(peers, key=lambda peer: median_goodput(peer, scale, options.goal), default=None)
+    medians = {
+        name: median_goodput(system, scale, options.goal, every_class=every_class)
+        for name, system in result.systems.items()
+        if options.is_peer(name)
+    }
+    best = max(medians, key=medians.__getitem__, default=None)
+    return None if best is None or medians[best] < 0 else result.systems[best]
 
 
 def ranked(result: GoodputResult, options: ReportOptions, scale: float) -> list[SystemResult]:

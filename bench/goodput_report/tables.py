@@ -12,14 +12,23 @@ from bench.page import Table, command_text
 
 def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
     """Max goodput of every system at every goal, and the worst class at the report's goal."""
-    scale, goals = reference_scale(result), result.goals()
+    scale, kinds = reference_scale(result), result.kinds()
     rows = []
     for system in ranked(result, options, scale):
-        by_goal = [spread_text(system.goodput(scale, goal)) for goal in goals]
+        by_goal = [
+            spread_text(system.goodput(scale, goal, every_class=every_class))
+            for goal, every_class in kinds
+        ]
         smallest = min(num_requests(system, name) for name in result.class_slos_s)
         worst = share_text(worst_shares(system, scale, options.goal), smallest)
         rows.append((system.name, *by_goal, worst))
-    headings = ("system", *(f"requests/s, {goal:.0%} in time" for goal in goals))
+    headings = (
+        "system",
+        *(
+            f"requests/s, {goal:.0%} {'of every class ' if every_class else ''}in time"
+            for goal, every_class in kinds
+        ),
+    )
     return Table(
         "max-goodput",
         "Max goodput, median (least to most) over seeds, with the worst class at "

@@ -51,13 +51,13 @@ class WorkloadSpec:
 
     Attributes:
         trace: Trace file; None takes the built-in generator.
-        num_requests: Requests to use; None takes all (the generator: 327).
-        is_sample: Those are spread over the trace, or over 327 of the generator; otherwise they
-            are its head.
+        num_requests: Requests at the head of the trace to use; None takes all (the generator:
+            327).
+        sample_size: Of those, take so many, evenly spread; None takes all.
         rate_per_s: Offered rate; None keeps the trace's own.
         length_scale: Factor on prompt and output lengths.
         seed: Of the built-in generator, and of whatever else is drawn.
-        first_request: Where the window of a trace begins; it goes on at the head after the end.
+        first_request: Of those, which to begin with; it goes on at the head after the end.
         arrival_cv: Draw arrivals with this coefficient of variation of gaps; None keeps them.
         shared_prefix: Share of every prompt that is one of ``num_prefixes`` documents.
         num_prefixes: How many there are.
@@ -65,7 +65,7 @@ class WorkloadSpec:
 
     trace: Path | None = None
     num_requests: int | None = None
-    is_sample: bool = False
+    sample_size: int | None = None
     rate_per_s: float | None = None
     length_scale: float = 1.0
     seed: int = 0
@@ -81,13 +81,14 @@ class WorkloadSpec:
             BenchError: The trace is malformed, too short, or cannot be given this rate.
         """
         if self.trace is None:
-            num_drawn = None if self.is_sample else self.num_requests
-            requests = generate_requests(num_drawn or BUILT_IN_NUM_REQUESTS, self.seed)
+            requests = generate_requests(self.num_requests or BUILT_IN_NUM_REQUESTS, self.seed)
         else:
-            requests = rotate(read_trace(self.trace), self.first_request)
-        if self.num_requests is not None:
-            cut = sample if self.is_sample else head
-            requests = cut(requests, self.num_requests)
+            requests = read_trace(self.trace)
+            if self.num_requests is not None:
+                requests = head(requests, self.num_requests)
+            requests = rotate(requests, self.first_request)
+        if self.sample_size is not None:
+            requests = sample(requests, self.sample_size)
         requests = scale_lengths(requests, self.length_scale)
         if self.shared_prefix:
             requests = share_prefixes(requests, self.shared_prefix, self.num_prefixes, self.seed)

@@ -105,6 +105,15 @@ def test_another_workload_does_not_go_on_with_a_result(servers, tmp_path):
     run(f"{TINY} --num-seeds 1 --out {tmp_path}")
     with pytest.raises(UsageError, match="another workload"):
         run(f"{TINY} --slo text=0.5 --num-seeds 1 --resume --out {tmp_path}")
+    with pytest.raises(UsageError, match="another workload"):
+        run(f"{TINY} --num-requests 100 --num-seeds 1 --resume --out {tmp_path}")
+
+
+def test_a_rate_is_not_an_option_of_its_search(servers, tmp_path):
+    """It would be ignored, so it is refused, and the error names the options that are meant."""
+    with pytest.raises(UsageError, match=r"--rate 2: .*--start-rate"):
+        run(f"{TINY} --rate 2 --out {tmp_path}")
+    assert servers == []
 
 
 def test_a_system_that_fails_is_left_out(servers, tmp_path, capsys):

@@ -126,6 +126,22 @@ def test_the_worst_class_is_compared_at_each_ones_own_maximum():
     assert all(0.0 <= share <= 1.0 for share in ours)
 
 
+def test_rates_at_which_every_class_is_in_time_are_compared():
+    """The best peer at that may be another than the best at all requests together."""
+    ours, fair, greedy = (searched(n, 4.0) for n in ("flowprefill", "vllm", "stock"))
+    for each, rate in ((ours, 3.0), (fair, 1.5), (greedy, 1.0)):
+        each.searches.append(Search(0, 1.0, 0.9, rate, 9.0, every_class=True))
+    result = result_of(ours, fair, greedy)
+    verdict = verdict_on(result, "every class")
+    assert "2.00 times that of the best peer, vllm" in verdict.claim
+    table = goodput_table(result, OPTIONS)
+    assert table.headings[1:3] == (
+        "requests/s, 90% in time",
+        "requests/s, 90% of every class in time",
+    )
+    assert ("vllm", "4.0", "1.50") in [row[:3] for row in table.rows]
+
+
 def test_abandoned_replays_draw_no_distribution():
     """Only requests that had ended are in them: their times would flatter the system."""
     fast = SystemResult("a", probes=[probe(1.0, 3.0, 0), probe(2.0, 3.0, 0)])

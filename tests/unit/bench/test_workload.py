@@ -46,6 +46,16 @@ def test_a_window_goes_on_at_the_head_of_the_trace(tmp_path):
     assert arrivals_s[0] == 0.0
 
 
+def test_a_sample_is_spread_over_the_requests_in_use_and_no_others(tmp_path):
+    """Of the first 16, each fourth, beginning with the one asked for."""
+    full = WorkloadSpec(num_requests=20, seed=2).build().requests
+    write_trace(tmp_path / "t.csv", full)
+    trace = tmp_path / "t.csv"
+    requests = WorkloadSpec(trace, num_requests=16, sample_size=4, first_request=8).build().requests
+    lengths = [full[i].num_input_tokens for i in (8, 12, 0, 4)]
+    assert [r.num_input_tokens for r in requests] == lengths
+
+
 @pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
 def test_drawn_arrivals_have_the_rate_and_the_burstiness_asked_for(cv):
     """Gaps of a gamma process; the coefficient of variation of many gaps is near the one asked."""
