@@ -101,8 +101,8 @@ class ProbedWorkload:
     """The requests of a probe, by rate and seed.
 
     A probe that does not take the whole trace takes a sample of it, so that the mix of classes and
-    lengths is the same at every rate: a low rate would otherwise be judged by the few requests at
-    the head of the trace.
+    lengths is the same at every rate and for every seed: a low rate would otherwise be judged by
+    the few requests at the head of the trace.
 
     Attributes:
         spec: Everything else of the workload.

@@ -24,16 +24,31 @@ def head(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceReque
     return list(requests[:num_requests])
 
 
-def sample(requests: Sequence[TraceRequest], num_requests: int) -> list[TraceRequest]:
-    """Return so many requests, evenly spread: the mix of the whole, whatever their number.
+def sample(requests: Sequence[TraceRequest], num_requests: int, seed: int) -> list[TraceRequest]:
+    """Return so many requests with the mix of the whole, in order of arrival.
 
-    Poisson arrivals stay Poisson; bursts that are longer than the distance of two get thinner.
+    Ordered by class and length they are cut into as many parts of one size, of each of which one is
+    drawn. So any number of requests has the classes and the lengths of all, the longest too,
+    which are few and decide how long others wait. Which moments of the trace they
+    arrive at is left to chance.
+
+    Args:
+        requests: In order of arrival.
+        num_requests: How many to return; all of them, if so many.
+        seed: Of what is drawn.
 
     Raises:
         UsageError: There are fewer.
     """
     _require(requests, num_requests)
-    return [requests[i * len(requests) // num_requests] for i in range(num_requests)]
+    by_kind = sorted(
+        range(len(requests)),
+        key=lambda index: (requests[index].slo_class, requests[index].num_input_tokens),
+    )
+    rng = np.random.default_rng((abs(seed), num_requests))
+    ends = [part * len(requests) // num_requests for part in range(num_requests + 1)]
+    drawn = sorted(by_kind[rng.integers(start, end)] for start, end in pairwise(ends))
+    return [requests[index] for index in drawn]
 
 
 def scale_lengths(requests: Sequence[TraceRequest], factor: float) -> list[TraceRequest]:

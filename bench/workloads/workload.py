@@ -53,7 +53,8 @@ class WorkloadSpec:
         trace: Trace file; None takes the built-in generator.
         num_requests: Requests at the head of the trace to use; None takes all (the generator:
             327).
-        sample_size: Of those, take so many, evenly spread; None takes all.
+        sample_size: Of those, take so many, with the same mix (``scaling.sample``); None takes
+            all.
         rate_per_s: Offered rate; None keeps the trace's own.
         length_scale: Factor on prompt and output lengths.
         seed: Of the built-in generator, and of whatever else is drawn.
@@ -88,7 +89,7 @@ class WorkloadSpec:
                 requests = head(requests, self.num_requests)
             requests = rotate(requests, self.first_request)
         if self.sample_size is not None:
-            requests = sample(requests, self.sample_size)
+            requests = sample(requests, self.sample_size, self.seed)
         requests = scale_lengths(requests, self.length_scale)
         if self.shared_prefix:
             requests = share_prefixes(requests, self.shared_prefix, self.num_prefixes, self.seed)

@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.errors import UsageError
 from bench.workloads.request import TraceRequest
@@ -47,20 +49,32 @@ def test_head_is_contiguous_and_never_short():
         head(REQUESTS, 4)
 
 
-def test_a_sample_is_spread_over_the_whole_trace():
-    """Its order and times are those of the trace, and any number has about the same mix."""
+@given(num_requests=st.integers(1, 240), seed=st.integers(0, 9))
+def test_a_sample_has_the_mix_of_the_whole(num_requests, seed):
+    """As many of each class and of each range of lengths as fall to it, give or take two."""
     rng = random.Random(3)
     trace = [
-        TraceRequest(float(i), rng.choices(("text", "search"), (1 + i // 120, 1))[0], 100, 1)
+        TraceRequest(float(i), rng.choices(("file", "text"), (1, 9))[0], rng.randint(1, 9999), 1)
         for i in range(240)
     ]
-    share = sum(request.slo_class == "search" for request in trace) / 240
-    for num_requests in (60, 80, 120, 240):
-        sampled = sample(trace, num_requests)
-        assert len(set(sampled)) == num_requests
-        assert sampled == sorted(sampled, key=lambda request: request.arrival_s)
-        assert sampled[-1].arrival_s >= 239 - 240 / num_requests
-        num_searches = sum(request.slo_class == "search" for request in sampled)
-        assert num_searches == pytest.approx(num_requests * share, abs=num_requests / 10)
+    sampled = sample(trace, num_requests, seed)
+    assert len(set(sampled)) == num_requests
+    assert sampled == sorted(sampled, key=lambda request: request.arrival_s)
+    for slo_class in ("file", "text"):
+        for least in (0, 5000, 9000):
+            of_all, of_sample = (
+                sum(r.slo_class == slo_class and r.num_input_tokens >= least for r in some)
+                for some in (trace, sampled)
+            )
+            assert abs(of_sample - of_all * num_requests / 240) <= 2
+
+
+def test_another_seed_draws_another_sample_of_no_more_than_there_are():
+    """Seeds that drew the same requests would be one seed."""
+    trace = [TraceRequest(float(i), "text", 1 + i, 1) for i in range(240)]
+    first, second, again = (sample(trace, 80, seed) for seed in (0, 1, 0))
+    assert first == again
+    assert len(set(first) & set(second)) < 60
+    assert sample(trace, 240, 5) == trace
     with pytest.raises(UsageError, match="holds 240"):
-        sample(trace, 241)
+        sample(trace, 241, 0)

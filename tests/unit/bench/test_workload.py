@@ -1,5 +1,7 @@
 """A workload is prepared in one order, and its name keeps the trace's caveat."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,14 +48,16 @@ def test_a_window_goes_on_at_the_head_of_the_trace(tmp_path):
     assert arrivals_s[0] == 0.0
 
 
-def test_a_sample_is_spread_over_the_requests_in_use_and_no_others(tmp_path):
-    """Of the first 16, each fourth, beginning with the one asked for."""
+def test_a_sample_is_of_the_requests_in_use_and_no_others(tmp_path):
+    """All of the first 16 where so many are asked for, beginning with the one asked for."""
     full = WorkloadSpec(num_requests=20, seed=2).build().requests
     write_trace(tmp_path / "t.csv", full)
-    trace = tmp_path / "t.csv"
-    requests = WorkloadSpec(trace, num_requests=16, sample_size=4, first_request=8).build().requests
-    lengths = [full[i].num_input_tokens for i in (8, 12, 0, 4)]
-    assert [r.num_input_tokens for r in requests] == lengths
+    spec = WorkloadSpec(tmp_path / "t.csv", num_requests=16, sample_size=16, first_request=8)
+    lengths = [request.num_input_tokens for request in full]
+    assert [r.num_input_tokens for r in spec.build().requests] == lengths[8:16] + lengths[:8]
+    few = replace(spec, sample_size=4).build().requests
+    assert len(few) == 4
+    assert {r.num_input_tokens for r in few} <= set(lengths[:16])
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
