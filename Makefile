@@ -194,12 +194,12 @@ WINDOW_S ?= 75
 HEADLINE := bench-results/headline
 HEADLINE_SYSTEMS := flowprefill,stock-priority-kernel,vllm-tuned,stock
 # Where to begin, on two cores: elsewhere it costs some probes more.
-HEADLINE_HINTS := flowprefill=5 stock-priority-kernel=1.25 vllm-tuned=1.5 stock=0.7
+HEADLINE_HINTS := flowprefill=5 stock-priority-kernel=1 vllm-tuned=1.25 stock=0.3
 headline: $(VLLM_STAMP) model
 	$(SAY) 'Max goodput (an hour on two cores)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
 	  --systems $(HEADLINE_SYSTEMS) $(HEADLINE_HINTS:%=--start-rate %) --window-s $(WINDOW_S) \
-	  --min-requests 80 --resolution 0.15 --lowest-rate 0.1 --resume --out $(HEADLINE)
+	  --min-requests 60 --resolution 0.15 --lowest-rate 0.1 --resume --out $(HEADLINE)
 	rm -rf $(HEADLINE)/report
 	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 
