@@ -22,6 +22,9 @@ _SOLO_QUANTILES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.85, 0.95, 1.0)
 # wrong guess costs probes, of which those above the answer end early.
 _FIRST_GUESS_SHARE = 0.8
 _FIRST_STEP = 1.15
+# Where the answer is known, two probes may do, if they are no further apart than the resolution;
+# a hair nearer, since rounding must not cost a third.
+_KNOWN_STEP_SHARE = 0.999
 # A server that was left in the middle of a probe is idle when it answers this short a prompt
 # twice within this time, asked at most so often.
 _IDLE_PROMPT_TOKENS = 16
@@ -177,18 +180,15 @@ class SystemSearch:
         )
 
     def _where_to_begin(self, question: Question) -> tuple[float, float]:
-        """Return a first rate and a first step, from the searches most like this one.
-
-        Where the answer is known already, two probes as far apart as the resolution may do.
-        """
+        """Return a first rate and a first step, from the searches most like this one."""
         searches, kind = self._result.searches, question[1:]
-        smallest_step = 1 + self._plan.resolution
+        known_step = 1 + _KNOWN_STEP_SHARE * self._plan.resolution
         if alike := [s for s in searches if (s.slo_scale, s.goal, s.every_class) == kind]:
-            return median(_answer_per_s(search) for search in alike), smallest_step
+            return median(_answer_per_s(search) for search in alike), known_step
         if searches:
             return _answer_per_s(searches[-1]), _FIRST_STEP
         if known := self._plan.start_rates_per_s.get(self._result.name):
-            return known, smallest_step
+            return known, known_step
         requests = self._plan.workload.whole(question.seed).requests
         limit_per_s = self._result.limit_per_s([r.num_input_tokens for r in requests])
         assert limit_per_s is not None, "solo prefills come first"

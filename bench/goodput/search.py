@@ -12,7 +12,6 @@ from math import exp, log, sqrt
 # With one end of the bracket only there is nothing to halve: go up or down, each time further.
 _LARGEST_STEP = 2.0
 _MOST_DOUBLINGS = 30  # of the step's logarithm; far beyond the largest step
-_ROUNDING = 1e-9  # a step as wide as the resolution makes a bracket that is narrow enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +75,7 @@ def next_rate(
     if not known:
         return start_per_s
     if bracket.is_closed:
-        widest = (1 + resolution) * (1 + _ROUNDING)
-        is_narrow = bracket.failed_per_s <= bracket.passed_per_s * widest
+        is_narrow = bracket.failed_per_s <= bracket.passed_per_s * (1 + resolution)
         return None if is_narrow else sqrt(bracket.passed_per_s * bracket.failed_per_s)
     num_doublings = min(len(known) - 1, _MOST_DOUBLINGS)
     factor = exp(min(log(step) * 2**num_doublings, log(_LARGEST_STEP)))
