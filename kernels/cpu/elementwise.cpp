@@ -14,7 +14,7 @@ namespace flowprefill {
 namespace {
 
 // Elements below which waking the other threads takes longer than doing their work.
-constexpr int64_t kWorthThreads = 1 << 16;
+constexpr int64_t kWorthThreads = 1 << 14;
 
 template <class T>
 FLOWPREFILL_INLINE Floats rounded(Floats v) {

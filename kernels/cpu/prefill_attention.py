@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from sglang_flowprefill.kernels.cpu.native import PagedKv, can_attend, load_native
+from sglang_flowprefill.kernels.cpu.native import (
+    NativeKernels,
+    PagedKv,
+    can_attend,
+    load_native,
+)
 from sglang_flowprefill.kernels.cpu.tiled_attention import tiled_causal_attention
 
 _ROWS_MULTIPLE: Final = 32
@@ -118,17 +123,34 @@ def prefill_attention(
             reach=reach,
         )
         return
+    attend_in_tiles(
+        native,
+        query,
+        cache,
+        output,
+        plan=plan,
+        scale=scale,
+        window_size=sliding_window_size,
+        reach=reach,
+    )
+
+
+def attend_in_tiles(
+    native: NativeKernels,
+    query: torch.Tensor,
+    cache: PagedKv,
+    output: torch.Tensor,
+    *,
+    plan: PrefillPlan,
+    scale: float,
+    window_size: int | None,
+    reach: Callable[[], None],
+) -> None:
+    """Do what ``prefill_attention`` does, compiled, for tensors that ``can_attend``."""
     for index, pieces in enumerate(plan.tiles):
         if index:
             reach()
-        native.prefill_attention(
-            query,
-            cache,
-            pieces,
-            output,
-            scale=scale,
-            window_size=sliding_window_size,
-        )
+        native.prefill_attention(query, cache, pieces, output, scale=scale, window_size=window_size)
 
 
 def _attend_in_torch(

@@ -28,7 +28,7 @@ from sglang_flowprefill.kernels.cpu.prefill_attention import (
 
 
 @dataclass(frozen=True, slots=True)
-class _DecodePlan:
+class DecodePlan:
     """One row of each sequence: ``[num_sequences]`` int64 each."""
 
     table_rows: torch.Tensor
@@ -54,6 +54,32 @@ class TiledTorchNativeBackend(releases.engine().TorchNativeAttnBackend):
         """Forget the plan of the forward pass before."""
         super().init_forward_metadata(forward_batch)
         self.forward_metadata = None
+
+    @property
+    def reach_tile(self) -> Callable[[], None]:
+        """What to call between two tiles."""
+        return _no_boundary if math.isinf(self.max_tile_pairs) else self.reach
+
+    def prefill_plan(
+        self,
+        req_pool_indices: torch.Tensor,
+        extend_seq_lens: torch.Tensor,
+        seq_lens: torch.Tensor,
+    ) -> PrefillPlan:
+        """Return the plan of this forward pass; tensors as in ``ForwardBatch``."""
+        if not isinstance(self.forward_metadata, PrefillPlan):
+            lengths = (tensor.tolist() for tensor in (req_pool_indices, extend_seq_lens, seq_lens))
+            sequences = [*starmap(NewTokens, zip(*lengths, strict=True))]
+            self.forward_metadata = plan_prefill(sequences, self.max_tile_pairs)
+        return self.forward_metadata
+
+    def decode_plan(self, req_pool_indices: torch.Tensor, seq_lens: torch.Tensor) -> DecodePlan:
+        """Return the plan of this forward pass; tensors as in ``ForwardBatch``."""
+        if not isinstance(self.forward_metadata, DecodePlan):
+            self.forward_metadata = DecodePlan(
+                *(t.to(torch.int64).contiguous() for t in (req_pool_indices, seq_lens))
+            )
+        return self.forward_metadata
 
     def _run_sdpa_forward_extend(  # noqa: PLR0917 (upstream's signature)
         self,
@@ -96,18 +122,14 @@ class TiledTorchNativeBackend(releases.engine().TorchNativeAttnBackend):
                 sliding_window_size=sliding_window_size,
                 **kwargs,
             )
-        if not isinstance(self.forward_metadata, PrefillPlan):
-            lengths = (tensor.tolist() for tensor in (req_pool_indices, extend_seq_lens, seq_lens))
-            sequences = [*starmap(NewTokens, zip(*lengths, strict=True))]
-            self.forward_metadata = plan_prefill(sequences, self.max_tile_pairs)
         prefill_attention(
             query,
             PagedKv(k_cache, v_cache, req_to_token),
-            self.forward_metadata,
+            self.prefill_plan(req_pool_indices, extend_seq_lens, seq_lens),
             output,
             scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
             sliding_window_size=sliding_window_size,
-            reach=_no_boundary if math.isinf(self.max_tile_pairs) else self.reach,
+            reach=self.reach_tile,
         )
         return output
 
@@ -147,16 +169,13 @@ class TiledTorchNativeBackend(releases.engine().TorchNativeAttnBackend):
                 sliding_window_size=sliding_window_size,
                 **kwargs,
             )
-        if not isinstance(self.forward_metadata, _DecodePlan):
-            self.forward_metadata = _DecodePlan(
-                *(t.to(torch.int64).contiguous() for t in (req_pool_indices, seq_lens))
-            )
+        plan = self.decode_plan(req_pool_indices, seq_lens)
         native.decode_attention(
             query,
             cache,
             output,
-            table_rows=self.forward_metadata.table_rows,
-            num_keys=self.forward_metadata.num_keys,
+            table_rows=plan.table_rows,
+            num_keys=plan.num_keys,
             scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
             window_size=sliding_window_size,
         )

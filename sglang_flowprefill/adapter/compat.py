@@ -414,6 +414,42 @@ UPSTREAM = (
         "LM head packed once on the CPU",
         ("self", "layer", "x", "bias"),
     ),
+    *(
+        UpstreamSymbol(
+            f"models.{family}.{part}.forward",
+            "direct_decoder.py",
+            "its operators are called without it on the CPU",
+            parameters,
+        )
+        for family, name in (("llama", "Llama"), ("qwen2", "Qwen2"))
+        for part, parameters in (
+            (f"{name}Model", ("self", "input_ids", "positions", "forward_batch", "input_embeds")),
+            (f"{name}DecoderLayer", ("self", "positions", "hidden_states", "forward_batch")),
+            (f"{name}Attention", ("self", "positions", "hidden_states", "forward_batch")),
+            (f"{name}MLP", ("self", "x")),
+        )
+    ),
+    *(
+        UpstreamSymbol(f"layers.linear.{name}", "direct_decoder.py", "a product of such a layer")
+        for name in ("QKVParallelLinear", "MergedColumnParallelLinear", "RowParallelLinear")
+    ),
+    UpstreamSymbol(
+        "mem_cache.memory_pool.MHATokenToKVPool.get_key_buffer",
+        "direct_decoder.py",
+        "written and read in place",
+        ("self", "layer_id"),
+    ),
+    UpstreamSymbol(
+        "mem_cache.memory_pool.MHATokenToKVPool.get_value_buffer",
+        "direct_decoder.py",
+        "written and read in place",
+        ("self", "layer_id"),
+    ),
+    UpstreamSymbol(
+        "model_executor.forward_batch_info.ForwardMode",
+        "direct_decoder.py",
+        "which passes it takes",
+    ),
     UpstreamSymbol(
         "layers.logits_processor.should_apply_lm_head_quant_method",
         "packed_weights.py",

@@ -41,6 +41,12 @@ def use_compiled_ops(model: torch.nn.Module) -> int:
     return pinned
 
 
+def is_compiled(op: Any) -> bool:
+    """Tell whether ``use_compiled_ops`` has pinned, or would pin, an implementation on this op."""
+    native = load_native()
+    return native is not None and _compiled_forward(op, native) is not None
+
+
 def write_kv(  # noqa: PLR0917 (upstream's signature)
     upstream: Callable[..., None],
     k: torch.Tensor,

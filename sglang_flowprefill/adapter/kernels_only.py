@@ -5,11 +5,17 @@ is complete, one drops packed weights when a message may have changed the weight
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from sglang_flowprefill.adapter.attention import register_tiled_attention
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
+from sglang_flowprefill.adapter.direct_decoder import (
+    DirectDecoder,
+    can_run_directly,
+    no_boundary,
+)
 from sglang_flowprefill.adapter.messages import needs_quiet_engine
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
 
@@ -30,6 +36,13 @@ class KernelsOnly:
         num_ops = use_compiled_ops(model_runner.model)
         packed = PackedWeights(model_runner.model)
         self._packed_weights.append(packed)
+        if can_run_directly(model_runner.model, model_runner.attn_backend):
+            DirectDecoder(
+                model_runner.model.model,
+                model_runner.attn_backend,
+                lambda _operator: no_boundary,
+                lambda: math.inf,
+            )
         logger.info(
             "SGLang's own scheduler with FlowPrefill's CPU kernels: %d compiled operators, "
             "%d layers with packed weights",

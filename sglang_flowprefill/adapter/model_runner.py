@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from sglang.srt.layers.linear import LinearBase
@@ -18,6 +19,11 @@ from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.coverage import Coverage
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
+from sglang_flowprefill.adapter.direct_decoder import (
+    DirectDecoder,
+    can_run_directly,
+    no_boundary,
+)
 from sglang_flowprefill.adapter.doorbell import (
     MakeProduct,
     is_all_linear,
@@ -99,9 +105,11 @@ class PreemptibleModelRunner:
         self._granularity = granularity
         self._attention = AttentionState(model_runner.attn_backend)
         self._packed_weights: PackedWeights | None = None
+        is_direct = False
         if device == "cpu":
             use_compiled_ops(model)
             self._packed_weights = PackedWeights(model)
+            is_direct = can_run_directly(model, model_runner.attn_backend)
         coverage = self._coverage = Coverage(model, self.num_layers, granularity)
         operators = coverage.operators
         self.num_boundaries = len(install_boundaries(coverage.hooked, self.checkpoint.reach))
@@ -119,6 +127,13 @@ class PreemptibleModelRunner:
         self._tiled_attention = _tiled_attention(model_runner.attn_backend)
         if self._tiled_attention is not None:
             self._tiled_attention.reach = lambda: self.checkpoint.reach("attention tile")
+        if is_direct:
+            DirectDecoder(
+                model.model,
+                model_runner.attn_backend,
+                self._boundary_of,
+                lambda: self._tiling.max_whole_rows,
+            )
 
     def cursor(
         self, run: Callable[[], Any], *, is_preemptible: bool = True, is_bounded: bool = True
@@ -131,6 +146,12 @@ class PreemptibleModelRunner:
             is_preemptible=is_preemptible,
             is_bounded=is_bounded,
         )
+
+    def _boundary_of(self, module: nn.Module) -> Callable[[], None]:
+        for operator in self._coverage.hooked:
+            if operator.module is module:
+                return partial(self.checkpoint.reach, operator.name)
+        return no_boundary
 
     @contextmanager
     def measuring_operators(self) -> Iterator[None]:

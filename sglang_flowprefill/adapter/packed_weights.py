@@ -7,6 +7,7 @@ weights, other dtypes, and all of them where the copies would not fit into memor
 """
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -46,6 +47,18 @@ class _Packed:
             self._packed = pack_weight(layer.weight)
         return packed_linear(x, self._packed, bias)
 
+    def product_of(self, layer: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return ``apply`` of this layer for bfloat16 rows, of which there is one at least."""
+        bias = layer.bias
+
+        def product(x: torch.Tensor) -> torch.Tensor:
+            packed = self._packed
+            if packed is None:
+                packed = self._packed = pack_weight(layer.weight)
+            return packed_linear(x, packed, bias)
+
+        return product
+
     def forget(self) -> None:
         self._packed = None
 
@@ -64,6 +77,19 @@ class _PackedLMHead(_Packed, UnquantizedEmbeddingMethod):
         bias: torch.Tensor | None = None,  # noqa: ARG002 (SGLang's own plain product has none)
     ) -> torch.Tensor:
         return super().apply(layer, x.to(layer.weight.dtype))
+
+
+def product_of(linear: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the product of an unquantised linear layer on one rank, without its module.
+
+    Args:
+        linear: Its weight may change afterwards. The product takes ``[num_rows, in_features]`` in
+            the weight's dtype; at least one row.
+    """
+    method = linear.quant_method
+    if isinstance(method, _Packed):
+        return method.product_of(linear)
+    return lambda x: method.apply(linear, x, linear.bias)
 
 
 class PackedWeights:

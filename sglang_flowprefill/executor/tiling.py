@@ -108,6 +108,14 @@ class RowTiling:
             if family.seconds_per_row
         }
 
+    @property
+    def max_whole_rows(self) -> float:
+        """Calls with more rows than this are cut or measured somewhere."""
+        if self._is_measuring:
+            return 0
+        limits = (family.max_rows for family in self._families.values())
+        return min((limit for limit in limits if limit is not None), default=math.inf)
+
     def limit(self, seconds_per_row: Mapping[str, float], max_s: float) -> None:
         """Cut calls that would take longer than ``max_s``.
 

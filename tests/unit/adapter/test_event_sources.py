@@ -88,6 +88,18 @@ def test_a_message_is_noticed_at_a_boundary_and_taken_once(world, sender):
     assert world.take() == []
 
 
+def test_boundaries_close_together_share_one_look(world, sender):
+    """Looking costs as much as an operator over a few tokens: what comes is seen a little later."""
+    assert not world.sources.has_event()
+    sender.send(b"arrival")
+    assert world.receiver.poll(1000)
+    world.clock.now_s += 0.00009
+    assert not world.sources.has_event()
+    assert world.sources.last_quiet_s == 0.0, "nobody looked"
+    world.clock.now_s += 0.00002
+    assert world.sources.has_event()
+
+
 def test_the_timer_goes_off_once(world):
     """A due time is one event, not one at every look."""
     world.sources.timer.due_s = 5.0

@@ -199,6 +199,18 @@ def test_tiles_take_at_most_the_limit_and_at_least_one_multiple(max_s, row_s, nu
     assert rows_within(max_s, row_s) == num_rows
 
 
+def test_it_tells_up_to_how_many_rows_every_module_stays_whole():
+    """Without limits any number, with them the least, and none while calls are measured."""
+    tiling = RowTiling(lambda _name: None, is_active=lambda: True)
+    assert tiling.max_whole_rows == math.inf
+    for family in ("norm", "mlp", "never measured"):
+        tiling.add(nn.Linear(WIDTH, WIDTH), "the module", family, has_boundaries=False)
+    tiling.limit({"norm": 1.0, "mlp": 2.0}, 256.0)
+    assert tiling.max_whole_rows == 128
+    with tiling.measuring():
+        assert tiling.max_whole_rows == 0
+
+
 @pytest.mark.parametrize("num_rows", [65, 128, 1000, 8000])
 @pytest.mark.parametrize("max_rows", [64, 192, 576])
 def test_tiles_are_few_and_even(num_rows, max_rows):
