@@ -55,7 +55,7 @@ def render_page(sections: list[Section], burst: Picture | None, options: ReportO
 
 
 def scaling_sentences(result: GoodputResult) -> list[str]:
-    """Say what was scaled: lengths, objectives, rate, outputs."""
+    """Say what was scaled (lengths, objectives, rate, outputs) and how finely it was searched."""
     config: dict[str, Any] = result.head.get("config", {})
     sentences = []
     if result.length_scale != 1.0:
@@ -79,4 +79,9 @@ def scaling_sentences(result: GoodputResult) -> list[str]:
     )
     if not config.get("original_output_lengths"):
         sentences.append("Every request asks for one token, which isolates prefills.")
+    if resolution := config.get("resolution"):
+        sentences.append(
+            f"A search ended when the rates that passed and failed were within {resolution:.1%} of "
+            "one another."
+        )
     return sentences

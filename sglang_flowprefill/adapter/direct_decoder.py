@@ -11,6 +11,7 @@ run so, and of their forward passes those in which no operator is cut into row t
 run through the modules as ever.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ from sglang_flowprefill.adapter.cpu_ops import is_compiled
 from sglang_flowprefill.adapter.packed_weights import product_of
 from sglang_flowprefill.kernels.cpu.native import NativeKernels, PagedKv, can_write_kv, load_native
 from sglang_flowprefill.kernels.cpu.prefill_attention import attend_in_tiles
+
+logger = logging.getLogger(__name__)
 
 _LAYERS = {
     llama.LlamaModel: (llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP),
@@ -98,6 +101,10 @@ class DirectDecoder:
         self._before_norm = boundary_of(decoder.norm)
         self._norm = _norm_of(decoder.norm, native)
         decoder.forward = self.forward
+        logger.info(
+            "FlowPrefill: %d decoder layers run without their modules wherever no operator is cut",
+            len(self._layers),
+        )
 
     def forward(
         self,
@@ -130,7 +137,7 @@ class DirectDecoder:
             qkv = layer.qkv(normed)
             tokens.rotate(qkv)
             layer.before_attention()
-            attended = tokens.attention_of(qkv, layer.attention)
+            attended = tokens.attend(qkv, layer.attention)
             layer.before_output()
             hidden = layer.output(attended)
             layer.before_mlp_norm()
@@ -171,9 +178,9 @@ class _Tokens:
         self._widths = (attention.q_size, attention.kv_size, attention.kv_size)
         self._query_heads = (-1, attention.num_heads, attention.head_dim)
         self._kv_heads = (-1, attention.num_kv_heads, attention.head_dim)
-        self._attend = _attention_of(native, backend, forward_batch)
+        self._attention = _planned_attention(native, backend, forward_batch)
 
-    def attention_of(self, qkv: torch.Tensor, layer: RadixAttention) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, layer: RadixAttention) -> torch.Tensor:
         """Write keys and values and attend.
 
         Args:
@@ -197,7 +204,7 @@ class _Tokens:
             self._slots,
         )
         output = query.new_empty(query.shape)
-        self._attend(
+        self._attention(
             query.view(self._query_heads),
             cache,
             output=output.view(self._query_heads),
@@ -263,7 +270,7 @@ def _norm_of(norm: Any, native: NativeKernels) -> _Norm:
     return lambda x, residual: add_rms_norm(x, residual, weight, epsilon, rounds_first=rounds_first)
 
 
-def _attention_of(
+def _planned_attention(
     native: NativeKernels, backend: TiledTorchNativeBackend, forward_batch: Any
 ) -> Callable[..., None]:
     """Return the attention of a batch, planned: of query, cache, output, scale and window."""

@@ -21,7 +21,7 @@ kernels_only.use_compiled_ops = lambda model: 1
 kernels = kernels_only.KernelsOnly()
 models = {device: SimpleNamespace() for device in ("cpu", "cuda")}
 for device, model in models.items():
-    kernels.on_model_ready(None, SimpleNamespace(device=device, model=model))
+    kernels.on_model_ready(None, SimpleNamespace(device=device, model=model, attn_backend=None))
 kernels.on_messages(None, None, [AbortReq(rid="a")])
 print(models["cpu"].packed.num_forgotten)
 kernels.on_messages(None, None, [AbortReq(rid="a"), UpdateWeightFromDiskReqInput(model_path="m")])
