@@ -43,21 +43,17 @@ class _Packed:
     ) -> torch.Tensor:
         if x.dtype != torch.bfloat16 or not x.numel():
             return super().apply(layer, x, bias)  # type: ignore[misc,no-any-return]
-        if self._packed is None:
-            self._packed = pack_weight(layer.weight)
-        return packed_linear(x, self._packed, bias)
+        return packed_linear(x, self._weight_of(layer), bias)
 
     def product_of(self, layer: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return ``apply`` of this layer for bfloat16 rows, of which there is one at least."""
         bias = layer.bias
+        return lambda x: packed_linear(x, self._weight_of(layer), bias)
 
-        def product(x: torch.Tensor) -> torch.Tensor:
-            packed = self._packed
-            if packed is None:
-                packed = self._packed = pack_weight(layer.weight)
-            return packed_linear(x, packed, bias)
-
-        return product
+    def _weight_of(self, layer: torch.nn.Module) -> PackedWeight:
+        if self._packed is None:
+            self._packed = pack_weight(layer.weight)
+        return self._packed
 
     def forget(self) -> None:
         self._packed = None
