@@ -18,6 +18,7 @@ import torch
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.executor import no_boundary
 from sglang_flowprefill.kernels.cpu.native import PagedKv, can_attend, load_native
 from sglang_flowprefill.kernels.cpu.prefill_attention import (
     NewTokens,
@@ -58,7 +59,7 @@ class TiledTorchNativeBackend(releases.engine().TorchNativeAttnBackend):
     @property
     def reach_tile(self) -> Callable[[], None]:
         """What to call between two tiles."""
-        return _no_boundary if math.isinf(self.max_tile_pairs) else self.reach
+        return no_boundary if math.isinf(self.max_tile_pairs) else self.reach
 
     def prefill_plan(
         self,
@@ -180,10 +181,6 @@ class TiledTorchNativeBackend(releases.engine().TorchNativeAttnBackend):
             window_size=sliding_window_size,
         )
         return output
-
-
-def _no_boundary() -> None:
-    pass
 
 
 def register_tiled_attention() -> None:

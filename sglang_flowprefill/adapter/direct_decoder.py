@@ -219,10 +219,6 @@ class _Tokens:
         self._native.rope_(self._positions, query, key, self._cos_sin)
 
 
-def no_boundary() -> None:
-    """Stand before an operator that nothing stops at."""
-
-
 def can_run_directly(model: nn.Module, backend: Any) -> bool:
     """Tell whether a loaded model's layers are what ``DirectDecoder`` repeats, on one CPU rank.
 

@@ -11,13 +11,10 @@ from typing import Any
 
 from sglang_flowprefill.adapter.attention import register_tiled_attention
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
-from sglang_flowprefill.adapter.direct_decoder import (
-    DirectDecoder,
-    can_run_directly,
-    no_boundary,
-)
+from sglang_flowprefill.adapter.direct_decoder import DirectDecoder, can_run_directly
 from sglang_flowprefill.adapter.messages import needs_quiet_engine
 from sglang_flowprefill.adapter.packed_weights import PackedWeights
+from sglang_flowprefill.executor import no_boundary
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,7 @@ from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.attention import TiledTorchNativeBackend
 from sglang_flowprefill.adapter.coverage import Coverage
 from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops
-from sglang_flowprefill.adapter.direct_decoder import (
-    DirectDecoder,
-    can_run_directly,
-    no_boundary,
-)
+from sglang_flowprefill.adapter.direct_decoder import DirectDecoder, can_run_directly
 from sglang_flowprefill.adapter.doorbell import (
     MakeProduct,
     is_all_linear,
@@ -42,6 +38,7 @@ from sglang_flowprefill.executor import (
     device_named,
     family_of,
     install_boundaries,
+    no_boundary,
 )
 
 _ROW_WISE_KINDS = frozenset({"norm", "linear"})
@@ -128,10 +125,11 @@ class PreemptibleModelRunner:
         if self._tiled_attention is not None:
             self._tiled_attention.reach = lambda: self.checkpoint.reach("attention tile")
         if is_direct:
+            boundaries = {o.module: partial(self.checkpoint.reach, o.name) for o in coverage.hooked}
             DirectDecoder(
                 model.model,
                 model_runner.attn_backend,
-                self._boundary_of,
+                lambda module: boundaries.get(module, no_boundary),
                 lambda: self._tiling.max_whole_rows,
             )
 
@@ -146,12 +144,6 @@ class PreemptibleModelRunner:
             is_preemptible=is_preemptible,
             is_bounded=is_bounded,
         )
-
-    def _boundary_of(self, module: nn.Module) -> Callable[[], None]:
-        for operator in self._coverage.hooked:
-            if operator.module is module:
-                return partial(self.checkpoint.reach, operator.name)
-        return no_boundary
 
     @contextmanager
     def measuring_operators(self) -> Iterator[None]:

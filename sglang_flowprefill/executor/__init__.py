@@ -6,7 +6,7 @@ somebody wants the machine; if so it switches back to the scheduler, its Python 
 exactly there. Resuming it continues with the next operator. Nothing is recomputed.
 """
 
-from sglang_flowprefill.executor.checkpoint import Checkpoint
+from sglang_flowprefill.executor.checkpoint import Checkpoint, no_boundary
 from sglang_flowprefill.executor.cursor import Cursor, SwitchState
 from sglang_flowprefill.executor.devices import device_named
 from sglang_flowprefill.executor.operators import (
@@ -47,6 +47,7 @@ __all__ = [
     "fit_prefill_cost",
     "halves_of_each_layer",
     "install_boundaries",
+    "no_boundary",
     "saturation_tokens",
     "uncovered_modules",
 ]

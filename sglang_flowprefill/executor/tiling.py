@@ -22,6 +22,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from sglang_flowprefill.executor.checkpoint import no_boundary
+
 ROWS_MULTIPLE: Final = 64
 """Tiles are multiples of this many rows: what matrix kernels divide evenly."""
 
@@ -85,7 +87,7 @@ class RowTiling:
                 can stop by itself.
         """
         shared = self._families.setdefault(family, _Family())
-        reach = _no_boundary if has_boundaries else partial(self._reach, name)
+        reach = no_boundary if has_boundaries else partial(self._reach, name)
         module.forward = self._tiled(module.forward, reach, shared, stoppable)
 
     @contextmanager
@@ -253,10 +255,6 @@ def tile_rows(num_rows: int, max_rows: int) -> int:
     """
     num_tiles = math.ceil(num_rows / max_rows)
     return min(math.ceil(num_rows / num_tiles / ROWS_MULTIPLE) * ROWS_MULTIPLE, max_rows)
-
-
-def _no_boundary() -> None:
-    pass
 
 
 def _is_tileable(output: Any) -> bool:
