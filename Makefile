@@ -194,12 +194,12 @@ WINDOW_S ?= 75
 HEADLINE := bench-results/headline
 HEADLINE_SYSTEMS := flowprefill,stock-priority-kernel,vllm-tuned,stock
 # Where to begin, on two cores: elsewhere it costs some probes more.
-HEADLINE_HINTS := flowprefill=5.5 stock-priority-kernel=1.75 vllm-tuned=1.1 stock=0.5
+HEADLINE_HINTS := flowprefill=5.8 stock-priority-kernel=1.25 vllm-tuned=1.3 stock=0.26
 headline: $(VLLM_STAMP) model
 	$(SAY) 'Max goodput (an hour or more on two cores)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
 	  --systems $(HEADLINE_SYSTEMS) $(HEADLINE_HINTS:%=--start-rate %) --window-s $(WINDOW_S) \
-	  --min-requests 60 --resolution 0.15 --lowest-rate 0.1 --resume --out $(HEADLINE)
+	  --min-requests 50 --resolution 0.15 --lowest-rate 0.1 --equal-load --resume --out $(HEADLINE)
 	rm -rf $(HEADLINE)/report
 	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 

@@ -2,7 +2,44 @@
 
 from collections.abc import Sequence
 
-from bench.goodput.result import Search, SystemResult
+from bench.goodput.result import GoodputResult, Load, Probe, Search, SystemResult
+
+
+def is_peer(system: str, subject: str) -> bool:
+    """Tell whether a system is somebody else's: neither the subject nor a setting of it."""
+    return system != subject and not system.startswith(f"{subject}-")
+
+
+def median_goodput(
+    system: SystemResult, scale: float, goal: float, *, every_class: bool = False
+) -> float:
+    """Return the median of max goodput; -1 where it was not searched, which sorts last."""
+    found = system.goodput(scale, goal, every_class=every_class)
+    return -1.0 if found is None else found.median
+
+
+def best_peer(
+    result: GoodputResult, subject: str, scale: float, goal: float, *, every_class: bool = False
+) -> SystemResult | None:
+    """Return the peer of a system with the highest median; None if there is none."""
+    medians = {
+        name: median_goodput(system, scale, goal, every_class=every_class)
+        for name, system in result.systems.items()
+        if is_peer(name, subject)
+    }
+    best = max(medians, key=medians.__getitem__, default=None)
+    return None if best is None or medians[best] < 0 else result.systems[best]
+
+
+def greatest_loads(system: SystemResult, scale: float, goal: float) -> list[Load]:
+    """Return what a system bears at most, by seed; without seeds in which it met the goal never."""
+    searches = system.searches_for(scale, goal)
+    return [Load(s.max_rate_per_s, s.seed, scale) for s in searches if s.max_rate_per_s]
+
+
+def probes_of(system: SystemResult, loads: Sequence[Load]) -> list[Probe]:
+    """Return the whole replays of those loads that a system has any of."""
+    return [probe for load in loads if (probe := system.probe_of(load))]
 
 
 def shares_of_limit(system: SystemResult, searches: Sequence[Search]) -> list[float]:

@@ -1,13 +1,14 @@
 """``python -m bench goodput``: the highest rate at which each system meets enough objectives."""
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from bench.arguments import config_of, replay_options, server_options, workload_spec
 from bench.errors import BenchError, UsageError
+from bench.goodput.analysis import best_peer, greatest_loads
 from bench.goodput.measuring import SearchPlan, SystemSearch
 from bench.goodput.options import ProbedWorkload
 from bench.goodput.result import GoodputResult, SystemResult, read_result, write_result
@@ -22,6 +23,8 @@ RESULT_FILE = "goodput.json"
 async def run_goodput(args: argparse.Namespace) -> None:
     """Search with every system in turn; write what is known after each probe, print a table.
 
+    With ``--equal-load`` the first system then replays what the best of the others bore at most.
+
     A system that cannot be measured is reported and left out; the others are still searched.
 
     Raises:
@@ -32,19 +35,12 @@ async def run_goodput(args: argparse.Namespace) -> None:
     plan = _plan(args)
     path = args.out / RESULT_FILE
     result = _kept(path, args, plan) if args.resume and path.exists() else _new(args, plan)
-    num_failed = 0
-    for name in args.systems:
-        system = result.systems.setdefault(name, SystemResult(name))
-        if plan.is_answered(system):
-            console.print(f"{name}: known already")
-            continue
-        try:
-            await _search(args, plan, result, system, console)
-        except BenchError as error:
-            num_failed += 1
-            console.print(f"{name} is left out: {error}", style="red", markup=False)
-    if num_failed == len(args.systems):
+    measured = [await _measure(name, args, plan, result, console) for name in args.systems]
+    if not any(measured):
         raise BenchError("no system could be measured")
+    if args.equal_load:
+        first = args.systems[0]
+        await _measure(first, args, _with_loads_of_best_peer(plan, result, first), result, console)
     print_goodput(result, console)
     console.print(f"written: {path}")
 
@@ -105,6 +101,29 @@ def _kept(path: Path, args: argparse.Namespace, plan: SearchPlan) -> GoodputResu
     if fresh != kept:
         raise UsageError(f"{path} holds another workload: {kept}, not {fresh}; give another --out")
     return result
+
+
+def _with_loads_of_best_peer(plan: SearchPlan, result: GoodputResult, first: str) -> SearchPlan:
+    kinds = [(scale, goal) for scale in plan.slo_scales for goal in plan.goals]
+    best = [(best_peer(result, first, *kind), kind) for kind in kinds]
+    loads = [load for peer, kind in best if peer for load in greatest_loads(peer, *kind)]
+    return replace(plan, loads=tuple(dict.fromkeys(loads)))
+
+
+async def _measure(
+    name: str, args: argparse.Namespace, plan: SearchPlan, result: GoodputResult, console: Console
+) -> bool:
+    """Measure what a result lacks of a system; return whether nothing failed."""
+    system = result.systems.setdefault(name, SystemResult(name))
+    if plan.is_answered(system):
+        console.print(f"{name}: known already")
+        return True
+    try:
+        await _search(args, plan, result, system, console)
+    except BenchError as error:
+        console.print(f"{name} is left out: {error}", style="red", markup=False)
+        return False
+    return True
 
 
 async def _search(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from bench.client import http_session
 from bench.engines.engine import Endpoint
 from bench.goodput.options import ProbedWorkload
-from bench.goodput.result import Probe, Search, SystemResult
+from bench.goodput.result import Load, Probe, Search, SystemResult
 from bench.goodput.search import Verdict, bracket_of, next_rate
 from bench.idle import prefill_timing
 from bench.progress import progress_bar
@@ -16,7 +16,9 @@ from bench.prompts import UniquePrompts
 from bench.replay import ReplayOptions, RequestRow, replay_towards
 from bench.workloads.workload import Workload
 
+# Long prompts need no repeating, since what disturbs them averages out within each.
 _SOLO_PROMPTS = 3
+_ENOUGH_SOLO_S = 5.0
 _SOLO_QUANTILES = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.85, 0.95, 1.0)
 # A first guess: arrival order seldom survives more than this share of what a machine can do. A
 # wrong guess costs probes, of which those above the answer end early.
@@ -56,6 +58,7 @@ class SearchPlan:
         lowest_rate_per_s: At which a search is given up.
         every_class: Whether to search too for the rate at which each class meets the goal.
         probe_rates_per_s: Replayed too, whole, at every scale with the first seed.
+        loads: Replayed too, whole.
         start_rates_per_s: Where to begin with a system, by name, if somebody knows.
     """
 
@@ -69,6 +72,7 @@ class SearchPlan:
     lowest_rate_per_s: float
     every_class: bool = False
     probe_rates_per_s: tuple[float, ...] = ()
+    loads: tuple[Load, ...] = ()
     start_rates_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def questions(self) -> list[Question]:
@@ -86,16 +90,18 @@ class SearchPlan:
         done = {Question(s.seed, s.slo_scale, s.goal, s.every_class) for s in result.searches}
         return [question for question in self.questions() if question not in done]
 
-    def open_probes(self, result: SystemResult) -> list[tuple[float, float]]:
-        """Return rate and objective scale of the fixed probes that a result lacks."""
-        whole = [p for p in result.probes if p.seed == self.seeds[0] and not p.is_abandoned]
-        done = {(probe.rate_per_s, probe.slo_scale) for probe in whole}
-        wanted = [(rate, scale) for scale in self.slo_scales for rate in self.probe_rates_per_s]
-        return [probe for probe in wanted if probe not in done]
+    def open_loads(self, result: SystemResult) -> list[Load]:
+        """Return what is to be replayed whatever the searches find, and a result lacks."""
+        at_rates = (
+            Load(rate, self.seeds[0], scale)
+            for scale in self.slo_scales
+            for rate in self.probe_rates_per_s
+        )
+        return [load for load in (*at_rates, *self.loads) if result.probe_of(load) is None]
 
     def is_answered(self, result: SystemResult) -> bool:
         """Tell whether a result has everything."""
-        return not (self.open_questions(result) or self.open_probes(result))
+        return not (self.open_questions(result) or self.open_loads(result))
 
 
 class SystemSearch:
@@ -136,9 +142,8 @@ class SystemSearch:
         for question in self._plan.open_questions(self._result):
             self._result.searches.append(await self._search(question))
             self._on_progress()
-        for rate_per_s, slo_scale in self._plan.open_probes(self._result):
-            question = Question(self._plan.seeds[0], slo_scale, goal=0.0, every_class=False)
-            await self._probe(rate_per_s, question)
+        for load in self._plan.open_loads(self._result):
+            await self._probe(load, goal=0.0)
 
     async def _solo_prefills(self) -> list[tuple[int, float]]:
         plan = self._plan
@@ -149,11 +154,11 @@ class SystemSearch:
         solo = []
         async with http_session() as session:
             for num_tokens in sorted(picked):
-                timings = [
-                    await prefill_timing(session, self._server, prompts.draw(num_tokens))
-                    for _ in range(_SOLO_PROMPTS)
-                ]
-                solo.append((num_tokens, median(timing.ttft_s for timing in timings)))
+                ttfts_s: list[float] = []
+                while len(ttfts_s) < _SOLO_PROMPTS and sum(ttfts_s) < _ENOUGH_SOLO_S:
+                    prompt = prompts.draw(num_tokens)
+                    ttfts_s.append((await prefill_timing(session, self._server, prompt)).ttft_s)
+                solo.append((num_tokens, median(ttfts_s)))
         return solo
 
     async def _search(self, question: Question) -> Search:
@@ -166,7 +171,8 @@ class SystemSearch:
             resolution=plan.resolution,
             lowest_per_s=plan.lowest_rate_per_s,
         ):
-            await self._probe(rate_per_s, question)
+            load = Load(rate_per_s, question.seed, question.slo_scale)
+            await self._probe(load, question.goal)
         bracket = bracket_of(self._verdicts(question))
         self._say(
             f"{self._result.name}: seed {question.seed}, {question.goal:.0%}"
@@ -208,16 +214,15 @@ class SystemSearch:
             if passed is not None
         ]
 
-    async def _probe(self, rate_per_s: float, question: Question) -> None:
-        """Replay at one rate, until the question's goal is out of reach, and keep the result."""
-        plan, seed, slo_scale = self._plan, question.seed, question.slo_scale
-        workload = plan.workload.build(rate_per_s, seed)
-        slos_s = {name: slo_s * slo_scale for name, slo_s in plan.class_slos_s.items()}
-        rows, is_abandoned = await self._replay(workload, slos_s, question.goal, seed)
+    async def _probe(self, load: Load, goal: float) -> None:
+        """Replay a load, until the goal is out of reach, and keep the result."""
+        plan = self._plan
+        workload = plan.workload.build(load.rate_per_s, load.seed)
+        slos_s = {name: slo_s * load.slo_scale for name, slo_s in plan.class_slos_s.items()}
+        rows, is_abandoned = await self._replay(workload, slos_s, goal, load.seed)
         if is_abandoned:
-            await self._wait_until_idle(seed)
-        num_requests = len(workload.requests)
-        probe = Probe(rate_per_s, seed, slo_scale, num_requests, is_abandoned, tuple(rows))
+            await self._wait_until_idle(load.seed)
+        probe = Probe(*load, len(workload.requests), is_abandoned, tuple(rows))
         self._result.probes.append(probe)
         self._on_progress()
         self._say(f"{self._result.name}: {_described(probe)}")

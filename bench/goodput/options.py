@@ -89,6 +89,12 @@ def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
         "what curves are drawn from (default: none)",
     )
     group.add_argument(
+        "--equal-load",
+        action="store_true",
+        help="let the first system replay too what the best peer bore at most, request by request, "
+        "so that classes can be compared under one load",
+    )
+    group.add_argument(
         "--resume",
         action="store_true",
         help="go on with the result in --out; searches that ended are kept",

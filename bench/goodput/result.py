@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,20 @@ from bench.replay import RequestRow
 from bench.report import write_json
 
 SCHEMA_VERSION = 1
+
+
+class Load(NamedTuple):
+    """What a probe offers: two with the same one replay the same requests at the same times.
+
+    Attributes:
+        rate_per_s: Offered rate.
+        seed: Of workload and prompts.
+        slo_scale: Factor on every objective of the workload's table.
+    """
+
+    rate_per_s: float
+    seed: int
+    slo_scale: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,11 @@ class Probe:
     num_requests: int
     is_abandoned: bool
     rows: tuple[RequestRow, ...]
+
+    @property
+    def load(self) -> Load:
+        """What was offered."""
+        return Load(self.rate_per_s, self.seed, self.slo_scale)
 
     @cached_property
     def attained(self) -> float:
@@ -134,11 +153,12 @@ class SystemResult:
 
     def best_probe(self, search: Search) -> Probe | None:
         """Return the probe at a search's result."""
-        for probe in self.probes:
-            key = (probe.rate_per_s, probe.seed, probe.slo_scale)
-            if key == (search.max_rate_per_s, search.seed, search.slo_scale):
-                return probe
-        return None
+        return self.probe_of(Load(search.max_rate_per_s, search.seed, search.slo_scale))
+
+    def probe_of(self, load: Load) -> Probe | None:
+        """Return the whole replay of a load, None where there is none."""
+        whole = (probe for probe in self.probes if not probe.is_abandoned)
+        return next((probe for probe in whole if probe.load == load), None)
 
     def limit_per_s(self, prompt_lengths: Sequence[int]) -> float | None:
         """Return the rate at which the unloaded prefills of such prompts would fill all time.

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp, log, sqrt
 
-# With one end of the bracket only there is nothing to halve: go up or down, each time further.
+# With one end of the bracket only there is nothing to halve: go up or down, first by equal steps,
+# since starts are mostly near, then each time further.
+_NUM_EQUAL_STEPS = 2
 _LARGEST_STEP = 2.0
 _MOST_DOUBLINGS = 30  # of the step's logarithm; far beyond the largest step
 
@@ -66,7 +68,7 @@ def next_rate(
     Args:
         verdicts: Of this search so far.
         start_per_s: A guess at the answer.
-        step: First factor up or down from there, above 1; the next is its square, and so on.
+        step: First two factors up or down from there, above 1; the next is its square, and so on.
         resolution: Over when the bracket is narrower than this share, such as 0.025.
         lowest_per_s: Over when a rate as low as this has failed.
     """
@@ -77,7 +79,7 @@ def next_rate(
     if bracket.is_closed:
         is_narrow = bracket.failed_per_s <= bracket.passed_per_s * (1 + resolution)
         return None if is_narrow else sqrt(bracket.passed_per_s * bracket.failed_per_s)
-    num_doublings = min(len(known) - 1, _MOST_DOUBLINGS)
+    num_doublings = min(max(0, len(known) - _NUM_EQUAL_STEPS), _MOST_DOUBLINGS)
     factor = exp(min(log(step) * 2**num_doublings, log(_LARGEST_STEP)))
     if bracket.passed_per_s:
         return bracket.passed_per_s * factor

@@ -13,6 +13,7 @@ from bench.goodput_report.selection import (
     class_shares,
     common_rate,
     drawn_systems,
+    probes_at_maximum,
     reference_scale,
     whole_probes_at,
 )
@@ -87,7 +88,11 @@ def _draw_class(
 def draw_classes(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:
     """Draw each class's share in time at each system's own highest passing rate."""
     scale = reference_scale(result)
-    systems = [s for s in drawn_systems(result, options) if class_shares(s, options, scale)]
+    best = {
+        s.name: class_shares(probes_at_maximum(s, scale, options.goal))
+        for s in drawn_systems(result, options)
+    }
+    systems = [s for s in drawn_systems(result, options) if best[s.name]]
     if not systems:
         return None
     styles = SeriesStyles([system.name for system in drawn_systems(result, options)])
@@ -95,7 +100,7 @@ def draw_classes(result: GoodputResult, options: ReportOptions, folder: Path) ->
     with canvas(1.1 + 0.62 * len(classes)) as (figure, (axis,)):
         height = 0.8 / len(systems)
         for i, system in enumerate(systems):
-            shares = class_shares(system, options, scale)
+            shares = best[system.name]
             style = styles.line(system.name)
             for place, name in enumerate(classes):
                 values = shares.get(name)

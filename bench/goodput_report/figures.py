@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from bench.goodput.analysis import is_peer
 from bench.goodput.result import GoodputResult, Probe, SystemResult
 from bench.goodput_report.numbers import median_text
 from bench.goodput_report.options import ReportOptions
@@ -64,7 +65,7 @@ def _draw_bar(
 ) -> None:
     rates = system.max_rates(scale, options.goal)
     styles = SeriesStyles(["subject", "peer", "setting"])
-    role = "peer" if options.is_peer(system.name) else "setting"
+    role = "peer" if is_peer(system.name, options.subject) else "setting"
     colour = styles.colour("subject" if system.name == options.subject else role)
     axis.barh(place, median(rates), 0.62, color=colour, alpha=0.85)
     axis.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1.2)

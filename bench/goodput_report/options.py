@@ -42,7 +42,3 @@ class ReportOptions:
     cdf_rate_per_s: float | None = None
     timeline: Path | None = None
     targets: Targets = Targets()
-
-    def is_peer(self, system: str) -> bool:
-        """Tell whether a system is somebody else's."""
-        return system != self.subject and not system.startswith(f"{self.subject}-")

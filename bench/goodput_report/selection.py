@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from bench.errors import UsageError
+from bench.goodput.analysis import greatest_loads, median_goodput, probes_of
 from bench.goodput.result import GoodputResult, Probe, SystemResult
 from bench.goodput_report.options import ReportOptions
 
@@ -25,27 +26,6 @@ def reference_scale(result: GoodputResult) -> float:
     return min(scales, key=lambda scale: abs(scale - 1.0))
 
 
-def median_goodput(
-    system: SystemResult, scale: float, goal: float, *, every_class: bool = False
-) -> float:
-    """Return the median of max goodput; -1 where it was not searched, which sorts last."""
-    found = system.goodput(scale, goal, every_class=every_class)
-    return -1.0 if found is None else found.median
-
-
-def best_peer(
-    result: GoodputResult, options: ReportOptions, scale: float, *, every_class: bool = False
-) -> SystemResult | None:
-    """Return the peer with the highest median at an objective scale; None if there is none."""
-    medians = {
-        name: median_goodput(system, scale, options.goal, every_class=every_class)
-        for name, system in result.systems.items()
-        if options.is_peer(name)
-    }
-    best = max(medians, key=medians.__getitem__, default=None)
-    return None if best is None or medians[best] < 0 else result.systems[best]
-
-
 def ranked(result: GoodputResult, options: ReportOptions, scale: float) -> list[SystemResult]:
     """Return systems by max goodput, best first."""
     return sorted(
@@ -65,16 +45,18 @@ def drawn_systems(result: GoodputResult, options: ReportOptions) -> list[SystemR
     return [s for s in best if s in shown]
 
 
-def class_shares(
-    system: SystemResult, options: ReportOptions, scale: float
-) -> dict[str, list[float]]:
-    """Return each class's shares over seeds, at the highest passing rate of each seed."""
+def class_shares(probes: Sequence[Probe]) -> dict[str, list[float]]:
+    """Return each class's shares, one of each replay."""
     shares: dict[str, list[float]] = {}
-    for search in system.searches_for(scale, options.goal):
-        probe = system.best_probe(search)
-        for name, share in ({} if probe is None else probe.class_attained).items():
+    for probe in probes:
+        for name, share in probe.class_attained.items():
             shares.setdefault(name, []).append(share)
     return shares
+
+
+def probes_at_maximum(system: SystemResult, scale: float, goal: float) -> list[Probe]:
+    """Return the replay at the highest passing rate of each seed."""
+    return probes_of(system, greatest_loads(system, scale, goal))
 
 
 def common_rate(
@@ -113,8 +95,6 @@ def whole_probes_at(system: SystemResult, scale: float, rate: float) -> list[Pro
     return [p for p in probes_at(system, scale, rate) if not p.is_abandoned]
 
 
-def worst_shares(system: SystemResult, scale: float, goal: float) -> list[float]:
-    """Return the share of the worst class at each seed's highest passing rate."""
-    probes = [system.best_probe(search) for search in system.searches_for(scale, goal)]
-    worst = [probe.worst_class for probe in probes if probe is not None]
-    return [named[1] for named in worst if named is not None]
+def worst_shares(probes: Sequence[Probe]) -> list[float]:
+    """Return the share of the worst class in each replay."""
+    return [named[1] for probe in probes if (named := probe.worst_class)]

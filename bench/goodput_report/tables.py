@@ -2,10 +2,17 @@
 
 from statistics import median
 
+from bench.goodput.analysis import best_peer, greatest_loads, probes_of
 from bench.goodput.result import GoodputResult, SystemResult
 from bench.goodput_report.numbers import NOTHING, share_text, spread_text
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.selection import class_shares, ranked, reference_scale, worst_shares
+from bench.goodput_report.selection import (
+    class_shares,
+    probes_at_maximum,
+    ranked,
+    reference_scale,
+    worst_shares,
+)
 from bench.metrics import percentile
 from bench.page import Table, command_text
 
@@ -20,7 +27,8 @@ def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
             for goal, every_class in kinds
         ]
         smallest = min(num_requests(system, name) for name in result.class_slos_s)
-        worst = share_text(worst_shares(system, scale, options.goal), smallest)
+        at_maximum = probes_at_maximum(system, scale, options.goal)
+        worst = share_text(worst_shares(at_maximum), smallest)
         rows.append((system.name, *by_goal, worst))
     headings = (
         "system",
@@ -56,16 +64,29 @@ def scale_table(result: GoodputResult, options: ReportOptions) -> Table | None:
 
 
 def class_table(result: GoodputResult, options: ReportOptions) -> Table:
-    """Each class's share in time, each system at its own max goodput."""
+    """Each class's share in time, each system at its own max goodput.
+
+    Also the subject at the max goodput of the best peer, where it replayed that load.
+    """
     scale = reference_scale(result)
+    measured = [
+        (system.name, system, probes_at_maximum(system, scale, options.goal))
+        for system in ranked(result, options, scale)
+    ]
+    subject = result.systems.get(options.subject)
+    peer = best_peer(result, options.subject, scale, options.goal)
+    if subject and peer:
+        shared = probes_of(subject, greatest_loads(peer, scale, options.goal))
+        if shared:
+            measured.append((f"{subject.name}, at the load of {peer.name}", subject, shared))
     rows = []
-    for system in ranked(result, options, scale):
-        shares = class_shares(system, options, scale)
+    for label, system, probes in measured:
+        shares = class_shares(probes)
         cells = [
             share_text(shares.get(name, []), num_requests(system, name))
             for name in result.class_slos_s
         ]
-        rows.append((system.name, *cells))
+        rows.append((label, *cells))
     headings = [f"{name}: {slo * scale:g} s" for name, slo in result.class_slos_s.items()]
     return Table(
         "classes-at-max-goodput",

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.goodput.analysis import shares_of_limit
+from bench.goodput.analysis import best_peer, greatest_loads, probes_of, shares_of_limit
 from bench.goodput.result import GoodputResult, Search, SystemResult
 from bench.goodput_report.numbers import spread_text
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.selection import best_peer, reference_scale, worst_shares
+from bench.goodput_report.selection import probes_at_maximum, reference_scale, worst_shares
 from bench.paired import Spread, spread
 
 
@@ -45,6 +45,7 @@ def judge(result: GoodputResult, options: ReportOptions) -> list[Verdict]:
         _against_limit(subject, options, scale),
         _against_best_peer(result, subject, options, scale, targets.ratio_to_best_peer),
         _worst_class(result, subject, options, scale),
+        _worst_class_under_one_load(result, subject, options, scale),
         _against_best_peer(
             result, subject, options, scale, targets.ratio_to_best_peer, every_class=True
         ),
@@ -74,7 +75,7 @@ def _against_best_peer(
     *,
     every_class: bool = False,
 ) -> Verdict | None:
-    peer = best_peer(result, options, scale, every_class=every_class)
+    peer = best_peer(result, subject.name, scale, options.goal, every_class=every_class)
     if peer is None:
         return None
     return _ratio_verdict(
@@ -136,20 +137,37 @@ def _worst_class(
     result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
 ) -> Verdict | None:
     """Compare worst classes, each system at its own highest passing rate."""
-    peer = best_peer(result, options, scale)
+    peer = best_peer(result, subject.name, scale, options.goal)
     if peer is None:
         return None
-    ours = worst_shares(subject, scale, options.goal)
-    theirs = worst_shares(peer, scale, options.goal)
+    ours = worst_shares(probes_at_maximum(subject, scale, options.goal))
+    theirs = worst_shares(probes_at_maximum(peer, scale, options.goal))
     if not ours or not theirs:
         return None
-    gap = (median(ours) - median(theirs)) * 100
     claim = (
         f"At its own max goodput the worst class of {subject.name} is in time in "
         f"{median(ours):.0%} of cases, that of the best peer, {peer.name}, in {median(theirs):.0%}"
     )
-    outcome = "met" if gap >= 0 else "missed"
-    return Verdict(claim, outcome, f"target: no worse; the difference is {gap:+.0f} points")
+    return Verdict(claim, *_compare_shares(ours, theirs))
+
+
+def _worst_class_under_one_load(
+    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
+) -> Verdict | None:
+    """Compare worst classes where both replayed the most that the best peer bears."""
+    peer = best_peer(result, subject.name, scale, options.goal)
+    if peer is None:
+        return None
+    loads = [load for load in greatest_loads(peer, scale, options.goal) if subject.probe_of(load)]
+    if not loads:
+        return None
+    ours, theirs = (worst_shares(probes_of(system, loads)) for system in (subject, peer))
+    claim = (
+        f"Under one load, the most that the best peer, {peer.name}, bears, the worst class of "
+        f"{subject.name} is in time in {median(ours):.0%} of cases, that of {peer.name} in "
+        f"{median(theirs):.0%}, over {_seeds(len(loads))}"
+    )
+    return Verdict(claim, *_compare_shares(ours, theirs))
 
 
 def _pairs(
@@ -173,6 +191,12 @@ def _compare(value: Spread, target: float, unit: str, *, is_bound: bool = False)
         outcome = "not shown" if is_bound else "missed"
     distance = value.median / target - 1
     return outcome, f"target: at least {target:g} {unit}; the median is {distance:+.0%} from it"
+
+
+def _compare_shares(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str, str]:
+    gap = (median(ours) - median(theirs)) * 100
+    outcome = "met" if gap >= 0 else "missed"
+    return outcome, f"target: no worse; the difference is {gap:+.0f} points"
 
 
 def _seeds(count: int) -> str:

@@ -10,6 +10,7 @@ from fake_sglang import FakeSGLang
 from bench import __main__ as command_line
 from bench.errors import BenchError, ServerError, UsageError
 from bench.goodput import command
+from bench.goodput.analysis import greatest_loads
 from bench.goodput.result import read_result
 from bench.servers import ServerDescription
 
@@ -98,6 +99,22 @@ def test_fixed_rates_are_replayed_whole_at_every_objective_scale(servers, tmp_pa
     assert sorted(probe.slo_scale for probe in whole) == [0.1, 1.0]
     run(f"{TINY} {options} --resume --out {tmp_path}")
     assert len(servers) == 1
+
+
+def test_the_first_system_replays_what_the_best_peer_bore(servers, tmp_path):
+    """Each seed's requests at the rate of the peer's answer, whole, and only once."""
+    options = "--systems flowprefill,stock-kernel --equal-load"
+    run(f"{TINY} {options} --out {tmp_path}")
+    ours, peer = read_result(tmp_path / "goodput.json").systems.values()
+    loads = greatest_loads(peer, 1.0, 0.9)
+    assert [load.seed for load in loads] == [0, 1]
+    for load in loads:
+        replayed, theirs = ours.probe_of(load), peer.probe_of(load)
+        assert [r.num_input_tokens for r in replayed.rows] == [
+            r.num_input_tokens for r in theirs.rows
+        ]
+    run(f"{TINY} {options} --resume --out {tmp_path}")
+    assert len(servers) == 3
 
 
 def test_another_workload_does_not_go_on_with_a_result(servers, tmp_path):

@@ -11,14 +11,20 @@ from goodput_results import CLASS_SLOS_S, goodput_result, probe, system
 
 from bench.__main__ import _parser
 from bench.errors import UsageError
+from bench.goodput.analysis import best_peer, greatest_loads
 from bench.goodput.result import GoodputResult, Search, SystemResult, write_result
 from bench.goodput_report.class_figures import draw_ttft
 from bench.goodput_report.command import PAGE, report_options, run_report, write_report
 from bench.goodput_report.figures import draw_slo_scales
 from bench.goodput_report.numbers import share_text, spread_text
 from bench.goodput_report.options import ReportOptions
-from bench.goodput_report.selection import best_peer, common_rate, drawn_systems, worst_shares
-from bench.goodput_report.tables import client_lateness, goodput_table
+from bench.goodput_report.selection import (
+    common_rate,
+    drawn_systems,
+    probes_at_maximum,
+    worst_shares,
+)
+from bench.goodput_report.tables import class_table, client_lateness, goodput_table
 from bench.goodput_report.targets import judge
 from bench.paired import Spread
 from tests.browser import console_errors, prefer_colors
@@ -105,7 +111,7 @@ def test_settings_of_the_subject_are_no_peers():
     result = result_of(
         searched("flowprefill", 3.0), searched("flowprefill-fcfs", 2.8), searched("vllm", 2.0)
     )
-    assert best_peer(result, OPTIONS, 1.0).name == "vllm"
+    assert best_peer(result, "flowprefill", 1.0, 0.9).name == "vllm"
 
 
 def test_the_share_of_the_physical_limit_is_judged():
@@ -121,9 +127,27 @@ def test_the_share_of_the_physical_limit_is_judged():
 def test_the_worst_class_is_compared_at_each_ones_own_maximum():
     """A system that lets one class be late does not pass for better."""
     result = goodput_result()
-    ours, theirs = (worst_shares(result.systems[s], 1.0, 0.9) for s in ("flowprefill", "stock"))
+    ours, theirs = (
+        worst_shares(probes_at_maximum(result.systems[name], 1.0, 0.9))
+        for name in ("flowprefill", "stock")
+    )
     assert len(ours) == len(theirs) == 3
     assert all(0.0 <= share <= 1.0 for share in ours)
+
+
+def test_the_worst_class_is_compared_under_one_load_too():
+    """What the best peer bears at most, replayed by the subject, request by request."""
+    result = goodput_result()
+    assert not [v for v in judge(result, OPTIONS) if "one load" in v.claim]
+    ours, peer = result.systems["flowprefill"], result.systems["vllm-tuned"]
+    for load in greatest_loads(peer, 1.0, 0.9):
+        ours.probes.append(probe(load.rate_per_s, 1000.0, load.seed))
+    verdict = verdict_on(result, "one load")
+    assert "best peer, vllm-tuned" in verdict.claim
+    assert "3 paired seeds" in verdict.claim
+    assert verdict.outcome == "met"
+    labels = [label for label, *_ in class_table(result, OPTIONS).rows]
+    assert "flowprefill, at the load of vllm-tuned" in labels
 
 
 def test_rates_at_which_every_class_is_in_time_are_compared():

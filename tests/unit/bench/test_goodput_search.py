@@ -33,6 +33,8 @@ def test_a_good_guess_saves_probes():
     assert len(search(2.0, 1.99, step=1.05)) <= 4
     assert len(search(2.0, 1.99, step=1 + 0.999 * RESOLUTION)) == 2
     assert len(search(2.0, 2.01, step=1 + 0.999 * RESOLUTION)) == 2
+    assert len(search(2.0, 1.94, step=1 + 0.999 * RESOLUTION)) == 3
+    assert len(search(2.0, 2.06, step=1 + 0.999 * RESOLUTION)) == 3
     assert len(search(2.0, 0.1)) > len(search(2.0, 1.9))
 
 
