@@ -64,7 +64,7 @@ help:
 	@echo 'make browser      install Chromium, which tests of pages need, unless it is there'
 	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
-	@echo 'make headline     max goodput against every peer, and its page (an hour or more, nothing else running)'
+	@echo 'make headline     max goodput against every peer, and its page (about an hour, nothing else running)'
 	@echo 'make older        environments with older releases of SGLang; make test-older: patch, serve, revert'
 	@echo 'make clean        remove .venv and the caches of tools; make clean-peers, clean-older: the others'
 	@echo 'make demo-clean   the same, and the converted model'
@@ -194,12 +194,12 @@ WINDOW_S ?= 75
 HEADLINE := bench-results/headline
 HEADLINE_SYSTEMS := flowprefill,stock-priority-kernel,vllm-tuned,stock
 # Where to begin, on two cores: elsewhere it costs some probes more.
-HEADLINE_HINTS := flowprefill=5.8 stock-priority-kernel=1.25 vllm-tuned=1.3 stock=0.26
+HEADLINE_HINTS := flowprefill=5.8 stock-priority-kernel=1.25 vllm-tuned=1.3 stock=0.3
 headline: $(VLLM_STAMP) model
-	$(SAY) 'Max goodput (an hour or more on two cores)'
+	$(SAY) 'Max goodput (about an hour on two cores)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
 	  --systems $(HEADLINE_SYSTEMS) $(HEADLINE_HINTS:%=--start-rate %) --window-s $(WINDOW_S) \
-	  --min-requests 50 --resolution 0.15 --lowest-rate 0.1 --equal-load --resume --out $(HEADLINE)
+	  --min-requests 40 --resolution 0.2 --lowest-rate 0.1 --equal-load --resume --out $(HEADLINE)
 	rm -rf $(HEADLINE)/report
 	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from bench.arguments import positive_float, positive_floats, positive_int
+from bench.goodput.result import DEFAULT_RESOLUTION
 from bench.workloads.trace_file import read_trace
 from bench.workloads.workload import BUILT_IN_NUM_REQUESTS, Workload, WorkloadSpec
 
@@ -60,7 +61,7 @@ def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--resolution",
         type=positive_float,
-        default=0.025,
+        default=DEFAULT_RESOLUTION,
         help="a search ends when its bracket is narrower than this share (default: %(default)s)",
     )
     group.add_argument(

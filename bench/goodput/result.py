@@ -21,6 +21,7 @@ from bench.replay import RequestRow
 from bench.report import write_json
 
 SCHEMA_VERSION = 1
+DEFAULT_RESOLUTION = 0.025
 
 
 class Load(NamedTuple):
@@ -201,6 +202,16 @@ class GoodputResult:
     def title(self) -> str:
         """What was measured, how it was scaled, and on what."""
         return str(self.head["title"])
+
+    @property
+    def resolution(self) -> float:
+        """Share that the rates which passed and failed are apart at the end of a search."""
+        return float(self.head.get("config", {}).get("resolution", DEFAULT_RESOLUTION))
+
+    @property
+    def tolerance(self) -> float:
+        """How well a rate is known, as a share of it: half its bracket, never better than 2.5 %."""
+        return max(DEFAULT_RESOLUTION, self.resolution / 2)
 
     def slo_scales(self) -> list[float]:
         """Return the objective scales that were searched, ascending."""

@@ -31,7 +31,9 @@ def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) ->
     limit = None if subject is None else subject.physical_limit_per_s
     with canvas(0.9 + 0.3 * len(systems)) as (figure, (axis,)):
         for place, system in enumerate(systems):
-            _draw_bar(axis, place, system, options, scale)
+            rates = system.max_rates(scale, options.goal)
+            label = median_text(spread(rates), tolerance=result.tolerance)
+            _draw_bar(axis, place, rates, label, _bar_colour(system, options))
         if limit is not None:
             axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
             axis.annotate(
@@ -60,18 +62,18 @@ def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) ->
         )
 
 
-def _draw_bar(
-    axis: Axes, place: int, system: SystemResult, options: ReportOptions, scale: float
-) -> None:
-    rates = system.max_rates(scale, options.goal)
+def _bar_colour(system: SystemResult, options: ReportOptions) -> str:
     styles = SeriesStyles(["subject", "peer", "setting"])
     role = "peer" if is_peer(system.name, options.subject) else "setting"
-    colour = styles.colour("subject" if system.name == options.subject else role)
+    return styles.colour("subject" if system.name == options.subject else role)
+
+
+def _draw_bar(axis: Axes, place: int, rates: Sequence[float], label: str, colour: str) -> None:
     axis.barh(place, median(rates), 0.62, color=colour, alpha=0.85)
     axis.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1.2)
     axis.plot(rates, [place] * len(rates), ".", color=INK, markersize=4)
     axis.annotate(
-        median_text(spread(rates)),
+        label,
         (max(rates), place),
         xytext=(4, 0),
         textcoords="offset points",

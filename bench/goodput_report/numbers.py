@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from bench.paired import Spread, spread
 
 NOTHING = "-"
-# A search ends once its bracket is this narrow, so a single rate is no better known than that.
-_SEARCH_TOLERANCE = 0.025
+_TOLERANCE = 0.025
 _MAX_DIGITS = 3
 
 
@@ -22,35 +21,40 @@ def digits_for(value: float, uncertainty: float) -> int:
     return min(_MAX_DIGITS, max(0, -math.floor(math.log10(uncertainty))))
 
 
-def spread_text(value: Spread | None, *, least_uncertainty: float | None = None) -> str:
+def spread_text(
+    value: Spread | None, *, tolerance: float = _TOLERANCE, least_uncertainty: float | None = None
+) -> str:
     """Write median and range; only the median where all values look the same.
 
     Args:
         value: What to write; None is a dash.
-        least_uncertainty: The value is no better known than this, however close the values are
-            to each other; None: than the tolerance of a search.
+        tolerance: The value is no better known than this share of it, however close the values
+            are to each other: what a search found, than half the bracket that it ended with.
+        least_uncertainty: The same in absolute terms, instead.
 
     >>> spread_text(Spread(2.934, 2.881, 3.004))
     '2.93 (2.88 to 3.00)'
+    >>> spread_text(Spread(1.75, 1.75, 1.75), tolerance=0.075)
+    '1.8'
     >>> spread_text(Spread(0.41, 0.41, 0.41)), spread_text(None)
     ('0.41', '-')
     """
     if value is None:
         return NOTHING
-    floor = _SEARCH_TOLERANCE * value.median if least_uncertainty is None else least_uncertainty
+    floor = tolerance * value.median if least_uncertainty is None else least_uncertainty
     digits = digits_for(value.median, max((value.most - value.least) / 2, floor))
     text = value.text(digits)
     middle, least, most = (f"{x:.{digits}f}" for x in (value.median, value.least, value.most))
     return middle if least == most else text
 
 
-def median_text(value: Spread) -> str:
+def median_text(value: Spread, *, tolerance: float = _TOLERANCE) -> str:
     """Write the median with the digits that ``spread_text`` gives it.
 
     >>> median_text(Spread(2.934, 2.5, 3.2))
     '2.9'
     """
-    return spread_text(value).partition(" (")[0]
+    return spread_text(value, tolerance=tolerance).partition(" (")[0]
 
 
 def share_text(shares: Sequence[float], num_requests: int) -> str:

@@ -79,9 +79,8 @@ def scaling_sentences(result: GoodputResult) -> list[str]:
     )
     if not config.get("original_output_lengths"):
         sentences.append("Every request asks for one token, which isolates prefills.")
-    if resolution := config.get("resolution"):
-        sentences.append(
-            f"A search ended when the rates that passed and failed were within {resolution:.1%} of "
-            "one another."
-        )
+    sentences.append(
+        f"A search ended when the rates that passed and failed were within {result.resolution:.1%} "
+        "of one another."
+    )
     return sentences

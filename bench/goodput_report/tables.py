@@ -23,7 +23,9 @@ def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
     rows = []
     for system in ranked(result, options, scale):
         by_goal = [
-            spread_text(system.goodput(scale, goal, every_class=every_class))
+            spread_text(
+                system.goodput(scale, goal, every_class=every_class), tolerance=result.tolerance
+            )
             for goal, every_class in kinds
         ]
         smallest = min(num_requests(system, name) for name in result.class_slos_s)
@@ -51,10 +53,11 @@ def scale_table(result: GoodputResult, options: ReportOptions) -> Table | None:
     scales = result.slo_scales()
     if len(scales) < 2:
         return None
-    rows = [
-        (system.name, *(spread_text(system.goodput(scale, options.goal)) for scale in scales))
-        for system in ranked(result, options, reference_scale(result))
-    ]
+    rows = []
+    for system in ranked(result, options, reference_scale(result)):
+        found = (system.goodput(scale, options.goal) for scale in scales)
+        cells = (spread_text(rates, tolerance=result.tolerance) for rates in found)
+        rows.append((system.name, *cells))
     return Table(
         "max-goodput-by-scale",
         f"Max goodput, requests/s with {options.goal:.0%} in time, by scale of all objectives",

@@ -42,7 +42,7 @@ def judge(result: GoodputResult, options: ReportOptions) -> list[Verdict]:
     targets = options.targets
     verdicts = [
         _against_baseline(result, subject, options, scale),
-        _against_limit(subject, options, scale),
+        _against_limit(result, subject, options, scale),
         _against_best_peer(result, subject, options, scale, targets.ratio_to_best_peer),
         _worst_class(result, subject, options, scale),
         _worst_class_under_one_load(result, subject, options, scale),
@@ -63,7 +63,9 @@ def _against_baseline(
     if baseline is None:
         return None
     target = options.targets.ratio_to_baseline
-    return _ratio_verdict(subject, baseline, options.goal, scale, target)
+    return _ratio_verdict(
+        subject, baseline, options.goal, scale, target, tolerance=result.tolerance
+    )
 
 
 def _against_best_peer(
@@ -84,6 +86,7 @@ def _against_best_peer(
         options.goal,
         scale,
         target,
+        tolerance=result.tolerance,
         what="the best peer, ",
         every_class=every_class,
     )
@@ -96,6 +99,7 @@ def _ratio_verdict(
     scale: float,
     target: float,
     *,
+    tolerance: float,
     what: str = "",
     every_class: bool = False,
 ) -> Verdict | None:
@@ -111,8 +115,9 @@ def _ratio_verdict(
     )
     at_least = "more than " if is_bound else ""
     asked = f", asked of every class by itself ({goal:.0%} in time)," if every_class else ""
+    times = spread_text(ratios, tolerance=tolerance)
     claim = (
-        f"Max goodput of {subject.name}{asked} is {at_least}{spread_text(ratios)} times that of "
+        f"Max goodput of {subject.name}{asked} is {at_least}{times} times that of "
         f"{what}{other.name}, with objectives x{scale:g}, over {_seeds(len(pairs))}"
     )
     if is_bound:
@@ -120,14 +125,17 @@ def _ratio_verdict(
     return Verdict(claim, *_compare(ratios, target, "times", is_bound=is_bound))
 
 
-def _against_limit(subject: SystemResult, options: ReportOptions, scale: float) -> Verdict | None:
+def _against_limit(
+    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
+) -> Verdict | None:
     limit = subject.physical_limit_per_s
     found = shares_of_limit(subject, subject.searches_for(scale, options.goal))
     if limit is None or not found:
         return None
     shares = spread([share * 100 for share in found])
+    percent = spread_text(shares, tolerance=result.tolerance)
     claim = (
-        f"Max goodput of {subject.name} is {spread_text(shares)} % of the physical limit, the "
+        f"Max goodput of {subject.name} is {percent} % of the physical limit, the "
         f"{limit:.2f} requests/s at which its unloaded prefills would fill all time"
     )
     return Verdict(claim, *_compare(shares, options.targets.share_of_limit * 100, "%"))

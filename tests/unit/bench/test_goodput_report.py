@@ -68,6 +68,13 @@ def test_digits_follow_the_spread(value, text):
     assert spread_text(value) == text
 
 
+def test_digits_follow_what_the_search_resolved():
+    """Seeds that agree say nothing finer than the bracket that each search ended with."""
+    alike = Spread(1.749, 1.749, 1.749)
+    assert spread_text(alike) == "1.75"
+    assert spread_text(alike, tolerance=0.075) == "1.7"
+
+
 def test_shares_are_no_finer_than_one_request():
     """Of 20 requests, one is five percent."""
     assert share_text([0.95], 20) == "95 %"
