@@ -38,7 +38,7 @@ async def run_goodput(args: argparse.Namespace) -> None:
     measured = [await _measure(name, args, plan, result, console) for name in args.systems]
     if not any(measured):
         raise BenchError("no system could be measured")
-    if args.equal_load:
+    if args.equal_load and measured[0]:
         first = args.systems[0]
         await _measure(first, args, _with_loads_of_best_peer(plan, result, first), result, console)
     print_goodput(result, console)

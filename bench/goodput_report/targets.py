@@ -40,12 +40,13 @@ def judge(result: GoodputResult, options: ReportOptions) -> list[Verdict]:
     scale = reference_scale(result)
     tightest = min(result.slo_scales())
     targets = options.targets
+    peer = best_peer(result, subject.name, scale, options.goal)
     verdicts = [
         _against_baseline(result, subject, options, scale),
         _against_limit(result, subject, options, scale),
         _against_best_peer(result, subject, options, scale, targets.ratio_to_best_peer),
-        _worst_class(result, subject, options, scale),
-        _worst_class_under_one_load(result, subject, options, scale),
+        _worst_class(subject, peer, options, scale),
+        _worst_class_under_one_load(subject, peer, options, scale),
         _against_best_peer(
             result, subject, options, scale, targets.ratio_to_best_peer, every_class=True
         ),
@@ -142,10 +143,9 @@ def _against_limit(
 
 
 def _worst_class(
-    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
+    subject: SystemResult, peer: SystemResult | None, options: ReportOptions, scale: float
 ) -> Verdict | None:
     """Compare worst classes, each system at its own highest passing rate."""
-    peer = best_peer(result, subject.name, scale, options.goal)
     if peer is None:
         return None
     ours = worst_shares(probes_at_maximum(subject, scale, options.goal))
@@ -160,10 +160,9 @@ def _worst_class(
 
 
 def _worst_class_under_one_load(
-    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
+    subject: SystemResult, peer: SystemResult | None, options: ReportOptions, scale: float
 ) -> Verdict | None:
     """Compare worst classes where both replayed the most that the best peer bears."""
-    peer = best_peer(result, subject.name, scale, options.goal)
     if peer is None:
         return None
     loads = [load for load in greatest_loads(peer, scale, options.goal) if subject.probe_of(load)]
