@@ -134,7 +134,7 @@ async def _search(
     console: Console,
 ) -> None:
     slo_file = write_slo_classes(args.out / "slo-classes.yaml", plan.class_slos_s)
-    requests = plan.workload.whole(plan.seeds[0]).requests
+    requests = plan.workload.spec.build().requests
     longest = max(request.num_input_tokens for request in requests)
     console.print(f"{system.name}: starting and warming up")
     options = server_options(args, slo_file)

@@ -147,7 +147,7 @@ class SystemSearch:
 
     async def _solo_prefills(self) -> list[tuple[int, float]]:
         plan = self._plan
-        workload = plan.workload.whole(plan.seeds[0])
+        workload = plan.workload.spec.build()
         lengths = sorted(request.num_input_tokens for request in workload.requests)
         picked = {lengths[round(q * (len(lengths) - 1))] for q in _SOLO_QUANTILES}
         prompts = UniquePrompts(plan.replay.seed)
@@ -195,7 +195,7 @@ class SystemSearch:
             return _answer_per_s(searches[-1]), _FIRST_STEP
         if known := self._plan.start_rates_per_s.get(self._result.name):
             return known, known_step
-        requests = self._plan.workload.whole(question.seed).requests
+        requests = self._plan.workload.spec.build().requests
         limit_per_s = self._result.limit_per_s([r.num_input_tokens for r in requests])
         assert limit_per_s is not None, "solo prefills come first"
         return _FIRST_GUESS_SHARE * limit_per_s, _FIRST_STEP

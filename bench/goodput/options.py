@@ -1,14 +1,12 @@
 """What ``goodput`` searches, and how the command line says so."""
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
 from math import ceil
 
 from bench.arguments import positive_float, positive_floats, positive_int
 from bench.goodput.result import DEFAULT_RESOLUTION
-from bench.workloads.trace_file import read_trace
-from bench.workloads.workload import BUILT_IN_NUM_REQUESTS, Workload, WorkloadSpec
+from bench.workloads.workload import Workload, WorkloadSpec
 
 
 def shares(text: str) -> tuple[float, ...]:
@@ -107,9 +105,9 @@ def add_goodput_arguments(parser: argparse.ArgumentParser) -> None:
 class ProbedWorkload:
     """The requests of a probe, by rate and seed.
 
-    A probe that does not take the whole trace takes a sample of it, so that the mix of classes and
+    A probe takes a sample of the trace, or of several rounds of it, so that the mix of classes and
     lengths is the same at every rate and for every seed: a low rate would otherwise be judged by
-    the few requests at the head of the trace.
+    the few requests at the head of the trace, and a high one by a window that is over too soon.
 
     Attributes:
         spec: Everything else of the workload.
@@ -123,31 +121,19 @@ class ProbedWorkload:
     min_requests: int
     num_seeds: int
 
-    def whole(self, seed: int) -> Workload:
-        """Return every request of the trace, at one request/s.
-
-        Raises:
-            BenchError: The trace is malformed.
-        """
-        return replace(self, min_requests=sys.maxsize).build(1.0, seed)
-
     def build(self, rate_per_s: float, seed: int) -> Workload:
         """Return the requests at this rate; the generator draws others for each seed.
 
-        A trace shorter than the window is replayed once, whole.
+        A trace shorter than the window is replayed as often as the window asks for.
 
         Raises:
             BenchError: The trace is malformed.
         """
-        num_wanted = max(self.min_requests, ceil(rate_per_s * self.window_s))
-        trace = self.spec.trace
-        num_all = BUILT_IN_NUM_REQUESTS if trace is None else len(read_trace(trace))
-        num_known = self.spec.num_requests or num_all
         spec = replace(
             self.spec,
-            sample_size=min(num_wanted, num_known),
+            sample_size=max(self.min_requests, ceil(rate_per_s * self.window_s)),
             rate_per_s=rate_per_s,
             seed=seed,
-            first_request=seed * num_known // self.num_seeds % num_known,
+            begin_at=seed / self.num_seeds % 1,
         )
         return spec.build()

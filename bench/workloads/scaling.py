@@ -64,19 +64,31 @@ def scale_lengths(requests: Sequence[TraceRequest], factor: float) -> list[Trace
     ]
 
 
-def rotate(requests: Sequence[TraceRequest], first: int) -> list[TraceRequest]:
-    """Begin at request number ``first``, and go on at the head after the last one.
+def cycle(requests: Sequence[TraceRequest], first: int, num_requests: int) -> list[TraceRequest]:
+    """Return so many requests from number ``first`` on, going on at the head after the last one.
 
-    The gap from the last to the head is the mean gap.
+    The first arrives at 0, and the gap from the last to the head is the mean gap. Where requests
+    come again, they share prefixes with one another as before, but not with those before them.
+
+    Args:
+        requests: In order of arrival, at least one.
+        first: Which to begin with.
+        num_requests: How many to return, also more than there are.
     """
-    if first == 0 or len(requests) < 2:
-        return list(requests)
-    first %= len(requests)
     start_s, mean_gap_s = requests[first].arrival_s, 1 / (mean_rate_per_s(requests) or 1.0)
-    wrapped_s = requests[-1].arrival_s - requests[0].arrival_s + mean_gap_s
-    late = [replace(r, arrival_s=r.arrival_s - start_s) for r in requests[first:]]
-    early = [replace(r, arrival_s=r.arrival_s - start_s + wrapped_s) for r in requests[:first]]
-    return [*late, *early]
+    lap_s = requests[-1].arrival_s - requests[0].arrival_s + mean_gap_s
+    num_blocks = 1 + max((b.block_id for r in requests for b in r.prefix), default=0)
+
+    def again(index: int) -> TraceRequest:
+        lap, position = divmod(first + index, len(requests))
+        request, first_block = requests[position], index // len(requests) * num_blocks
+        return replace(
+            request,
+            arrival_s=request.arrival_s - start_s + lap * lap_s,
+            prefix=tuple(replace(b, block_id=first_block + b.block_id) for b in request.prefix),
+        )
+
+    return [again(index) for index in range(num_requests)]
 
 
 def draw_arrivals(requests: Sequence[TraceRequest], cv: float, seed: int) -> list[TraceRequest]:

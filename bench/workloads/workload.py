@@ -6,15 +6,16 @@ really used.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from bench.workloads.qwentrace_like import generate_requests
 from bench.workloads.request import TraceRequest
 from bench.workloads.scaling import (
+    cycle,
     draw_arrivals,
     head,
     mean_rate_per_s,
-    rotate,
     sample,
     scale_lengths,
     scale_to_rate,
@@ -53,12 +54,12 @@ class WorkloadSpec:
         trace: Trace file; None takes the built-in generator.
         num_requests: Requests at the head of the trace to use; None takes all (the generator:
             327).
-        sample_size: Of those, take so many, with the same mix (``scaling.sample``); None takes
-            all.
+        sample_size: Of those, take so many, with the same mix (``scaling.sample``), or repeat them
+            if there are fewer; None takes all.
         rate_per_s: Offered rate; None keeps the trace's own.
         length_scale: Factor on prompt and output lengths.
         seed: Of the built-in generator, and of whatever else is drawn.
-        first_request: Of those, which to begin with; it goes on at the head after the end.
+        begin_at: Share of them after which to begin, below 1; they go on at the head after the end.
         arrival_cv: Draw arrivals with this coefficient of variation of gaps; None keeps them.
         shared_prefix: Share of every prompt that is one of ``num_prefixes`` documents.
         num_prefixes: How many there are.
@@ -70,7 +71,7 @@ class WorkloadSpec:
     rate_per_s: float | None = None
     length_scale: float = 1.0
     seed: int = 0
-    first_request: int = 0
+    begin_at: float = 0.0
     arrival_cv: float | None = None
     shared_prefix: float = 0.0
     num_prefixes: int = 8
@@ -87,7 +88,9 @@ class WorkloadSpec:
             requests = read_trace(self.trace)
             if self.num_requests is not None:
                 requests = head(requests, self.num_requests)
-            requests = rotate(requests, self.first_request)
+        num_laps = ceil((self.sample_size or 1) / len(requests))
+        first = round(self.begin_at * len(requests)) % len(requests)
+        requests = cycle(requests, first, num_laps * len(requests))
         if self.sample_size is not None:
             requests = sample(requests, self.sample_size, self.seed)
         requests = scale_lengths(requests, self.length_scale)

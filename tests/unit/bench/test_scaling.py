@@ -1,14 +1,16 @@
 """Scaling fits a workload to a machine and keeps its shape."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.errors import UsageError
-from bench.workloads.request import TraceRequest
+from bench.workloads.request import PrefixBlock, TraceRequest
 from bench.workloads.scaling import (
+    cycle,
     head,
     mean_rate_per_s,
     sample,
@@ -47,6 +49,24 @@ def test_head_is_contiguous_and_never_short():
     assert head(REQUESTS, 2) == REQUESTS[:2]
     with pytest.raises(UsageError, match="4 requests"):
         head(REQUESTS, 4)
+
+
+def test_a_cycle_goes_on_at_the_head_as_often_as_asked():
+    """With the mean gap from the last to the head; one instant comes again a second later."""
+    cycled = cycle(REQUESTS, 1, 5)
+    assert [r.num_input_tokens for r in cycled] == [1000, 2, 10, 1000, 2]
+    assert [r.arrival_s for r in cycled] == pytest.approx([0.0, 3.0, 5.0, 6.0, 9.0])
+    assert [r.arrival_s for r in cycle(REQUESTS[:1], 0, 3)] == [0.0, 1.0, 2.0]
+
+
+def test_a_round_shares_no_prefix_with_the_one_before():
+    """A cache would make the second round cheaper than a trace of that length; within one stays."""
+    shared = [replace(r, prefix=(PrefixBlock(i % 2, 2),)) for i, r in enumerate(REQUESTS)]
+    blocks = [r.prefix[0].block_id for r in cycle(shared, 1, 6)]
+    first, second = blocks[:3], blocks[3:]
+    assert first == [1, 0, 0]
+    assert second[1] == second[2] != second[0]
+    assert not set(first) & set(second)
 
 
 @given(num_requests=st.integers(1, 240), seed=st.integers(0, 9))

@@ -1,5 +1,6 @@
 """A workload is prepared in one order, and its name keeps the trace's caveat."""
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_a_window_goes_on_at_the_head_of_the_trace(tmp_path):
     """Arrivals stay in order, and each request is used once."""
     full = WorkloadSpec(num_requests=20, seed=2).build().requests
     write_trace(tmp_path / "t.csv", full)
-    requests = WorkloadSpec(trace=tmp_path / "t.csv", first_request=15).build().requests
+    requests = WorkloadSpec(trace=tmp_path / "t.csv", begin_at=0.75).build().requests
     lengths = [request.num_input_tokens for request in full]
     assert [r.num_input_tokens for r in requests] == lengths[15:] + lengths[:15]
     arrivals_s = [request.arrival_s for request in requests]
@@ -52,12 +53,28 @@ def test_a_sample_is_of_the_requests_in_use_and_no_others(tmp_path):
     """All of the first 16 where so many are asked for, beginning with the one asked for."""
     full = WorkloadSpec(num_requests=20, seed=2).build().requests
     write_trace(tmp_path / "t.csv", full)
-    spec = WorkloadSpec(tmp_path / "t.csv", num_requests=16, sample_size=16, first_request=8)
+    spec = WorkloadSpec(tmp_path / "t.csv", num_requests=16, sample_size=16, begin_at=0.5)
     lengths = [request.num_input_tokens for request in full]
     assert [r.num_input_tokens for r in spec.build().requests] == lengths[8:16] + lengths[:8]
     few = replace(spec, sample_size=4).build().requests
     assert len(few) == 4
     assert {r.num_input_tokens for r in few} <= set(lengths[:16])
+
+
+def test_a_sample_of_more_than_there_are_takes_rounds_of_the_trace(tmp_path):
+    """Each request comes once or twice, and the rate is the one asked for over all of them."""
+    full = WorkloadSpec(num_requests=20, seed=2).build().requests
+    write_trace(tmp_path / "t.csv", full)
+    workload = WorkloadSpec(tmp_path / "t.csv", sample_size=30, rate_per_s=2.0).build()
+    times = Counter(r.num_input_tokens for r in workload.requests)
+    known = Counter(r.num_input_tokens for r in full)
+    assert workload.rate_per_s == pytest.approx(2.0)
+    assert sum(times.values()) == 30
+    assert set(times) <= set(known)
+    assert all(times[length] <= 2 * known[length] for length in known)
+    twice = WorkloadSpec(tmp_path / "t.csv", sample_size=40, begin_at=0.25).build().requests
+    lengths = [request.num_input_tokens for request in full]
+    assert [r.num_input_tokens for r in twice] == 2 * (lengths[5:] + lengths[:5])
 
 
 @pytest.mark.parametrize("cv", [0.5, 1.0, 4.0])
