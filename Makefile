@@ -194,7 +194,7 @@ WINDOW_S ?= 75
 HEADLINE := bench-results/headline
 HEADLINE_SYSTEMS := flowprefill,stock-priority-kernel,vllm-tuned,stock
 # Where to begin, on two cores: elsewhere it costs some probes more.
-HEADLINE_HINTS := flowprefill=5 stock-priority-kernel=1.25 vllm-tuned=1.3 stock=0.3
+HEADLINE_HINTS := flowprefill=5 stock-priority-kernel=1.15 vllm-tuned=1.6 stock=0.35
 headline: $(VLLM_STAMP) model
 	$(SAY) 'Max goodput (about an hour on two cores)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \

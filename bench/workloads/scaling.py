@@ -29,8 +29,9 @@ def sample(requests: Sequence[TraceRequest], num_requests: int, seed: int) -> li
 
     Ordered by class and length they are cut into as many parts of one size, of each of which one is
     drawn. So any number of requests has the classes and the lengths of all, the longest too,
-    which are few and decide how long others wait. Which moments of the trace they
-    arrive at is left to chance.
+    which are few and decide how long others wait. Lots decide which and so which moments of the
+    trace they arrive at, the same lots for any number, so that samples of nearly one size are
+    nearly the same.
 
     Args:
         requests: In order of arrival.
@@ -45,9 +46,9 @@ def sample(requests: Sequence[TraceRequest], num_requests: int, seed: int) -> li
         range(len(requests)),
         key=lambda index: (requests[index].slo_class, requests[index].num_input_tokens),
     )
-    rng = np.random.default_rng((abs(seed), num_requests))
+    lots = np.random.default_rng(abs(seed)).random(len(requests))
     ends = [part * len(requests) // num_requests for part in range(num_requests + 1)]
-    drawn = sorted(by_kind[rng.integers(start, end)] for start, end in pairwise(ends))
+    drawn = sorted(min(by_kind[start:end], key=lots.__getitem__) for start, end in pairwise(ends))
     return [requests[index] for index in drawn]
 
 
