@@ -199,7 +199,7 @@ headline: $(VLLM_STAMP) model
 	$(SAY) 'Max goodput (about an hour on two cores)'
 	$(BIN)/python -m bench goodput $(if $(TRACE),--trace $(TRACE)) --length-scale 0.25 --slo-scale 4 \
 	  --systems $(HEADLINE_SYSTEMS) $(HEADLINE_HINTS:%=--start-rate %) --window-s $(WINDOW_S) \
-	  --min-requests 40 --resolution 0.2 --lowest-rate 0.1 --equal-load --resume --out $(HEADLINE)
+	  --min-requests 40 --resolution 0.2 --lowest-rate 0.2 --equal-load --resume --out $(HEADLINE)
 	rm -rf $(HEADLINE)/report
 	$(BIN)/python -m bench report $(HEADLINE)/goodput.json --out $(HEADLINE)/report
 
