@@ -1,8 +1,21 @@
 """What the searches of one kind say together: pure functions on results."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from bench.goodput.result import GoodputResult, Load, Probe, Search, SystemResult
+
+
+class Ratio(NamedTuple):
+    """One system's answer over another's, for one seed.
+
+    Attributes:
+        value: The other's lowest failed rate stands in where it met the goal at no rate.
+        is_bound: Whether it does, so that the truth is more.
+    """
+
+    value: float
+    is_bound: bool
 
 
 def is_peer(system: str, subject: str) -> bool:
@@ -55,10 +68,22 @@ def shares_of_limit(system: SystemResult, searches: Sequence[Search]) -> list[fl
     return shares
 
 
-def paired_ratios(searches: Sequence[Search], others: Sequence[Search]) -> list[float]:
-    """Return, for each seed that both have an answer for, one's rate over the other's."""
-    by_seed = {search.seed: search.max_rate_per_s for search in others}
-    return [s.max_rate_per_s / by_seed[s.seed] for s in searches if by_seed.get(s.seed)]
+def paired_ratios(searches: Sequence[Search], others: Sequence[Search]) -> list[Ratio]:
+    """Return, for each seed that both were searched for, one's rate over the other's."""
+    by_seed = {search.seed: search for search in others}
+    pairs = [(ours, by_seed[ours.seed]) for ours in searches if ours.seed in by_seed]
+    return [
+        Ratio(
+            ours.max_rate_per_s / (theirs.max_rate_per_s or theirs.failed_rate_per_s),
+            is_bound=not theirs.max_rate_per_s,
+        )
+        for ours, theirs in pairs
+    ]
+
+
+def unanswered_below(searches: Sequence[Search]) -> float:
+    """Return the rate under which answers of 0 lie; 0 where every search has an answer."""
+    return max((s.failed_rate_per_s for s in searches if not s.max_rate_per_s), default=0.0)
 
 
 def worst_class(system: SystemResult, searches: Sequence[Search]) -> tuple[str, float] | None:

@@ -5,7 +5,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from bench.goodput.analysis import paired_ratios, shares_of_limit, worst_class
+from bench.goodput.analysis import paired_ratios, shares_of_limit, unanswered_below, worst_class
 from bench.goodput.result import GoodputResult, SystemResult
 
 _HEADINGS = ("max req/s", "range", "of its limit", "ours, paired", "worst class there")
@@ -42,12 +42,21 @@ def _cells(
         return None
     shares = shares_of_limit(system, searches)
     reference = first.searches_for(slo_scale, goal, every_class=every_class)
-    ratios = [] if system is first else paired_ratios(reference, searches)
+    paired = [] if system is first else paired_ratios(reference, searches)
+    ratios = [ratio.value for ratio in paired]
+    more_than = "> " if any(ratio.is_bound for ratio in paired) else ""
     worst = worst_class(system, searches)
+    bound = unanswered_below(searches)
+    middle, least, most = (
+        f"{rate:.2f}" if rate >= bound else f"< {bound:.2f}"
+        for rate in (found.median, found.least, found.most)
+    )
     return [
-        f"{found.median:.2f}",
-        f"{found.least:.2f} - {found.most:.2f}",
+        middle,
+        f"{least} - {most}",
         f"{median(shares):.0%}" if shares else "-",
-        f"{median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f})" if ratios else "-",
+        f"{more_than}{median(ratios):.2f}x ({min(ratios):.2f} - {max(ratios):.2f})"
+        if ratios
+        else "-",
         f"{worst[0]} {worst[1]:.0%}" if worst else "-",
     ]

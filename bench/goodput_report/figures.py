@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
 from bench.goodput.analysis import is_peer
 from bench.goodput.result import GoodputResult, Probe, SystemResult
-from bench.goodput_report.numbers import median_text
+from bench.goodput_report.numbers import median_goodput_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import (
     common_rate,
@@ -19,7 +19,6 @@ from bench.goodput_report.selection import (
     ranked,
     reference_scale,
 )
-from bench.paired import spread
 from bench.picture import INK, Picture, SeriesStyles, canvas, save
 
 
@@ -32,7 +31,8 @@ def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) ->
     with canvas(0.9 + 0.3 * len(systems)) as (figure, (axis,)):
         for place, system in enumerate(systems):
             rates = system.max_rates(scale, options.goal)
-            label = median_text(spread(rates), tolerance=result.tolerance)
+            searches = system.searches_for(scale, options.goal)
+            label = median_goodput_text(searches, tolerance=result.tolerance)
             _draw_bar(axis, place, rates, label, _bar_colour(system, options))
         if limit is not None:
             axis.axvline(limit, color=INK, linestyle="--", linewidth=1)

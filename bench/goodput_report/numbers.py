@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from bench.goodput.analysis import unanswered_below
+from bench.goodput.result import Search
 from bench.paired import Spread, spread
 
 NOTHING = "-"
@@ -48,13 +50,37 @@ def spread_text(
     return middle if least == most else text
 
 
-def median_text(value: Spread, *, tolerance: float = _TOLERANCE) -> str:
-    """Write the median with the digits that ``spread_text`` gives it.
+def goodput_text(searches: Sequence[Search], *, tolerance: float = _TOLERANCE) -> str:
+    """Write max goodput, of the seeds that met the goal at no rate the lowest rate that failed.
 
-    >>> median_text(Spread(2.934, 2.5, 3.2))
-    '2.9'
+    Args:
+        searches: Of one kind, one for each seed.
+        tolerance: As for ``spread_text``.
+
+    >>> met, failed = Search(0, 1.0, 0.9, 0.24, 0.288), Search(1, 1.0, 0.9, 0.0, 0.2)
+    >>> goodput_text([met, failed, failed]), goodput_text([met])
+    ('under 0.2 (to 0.24)', '0.24')
     """
-    return spread_text(value, tolerance=tolerance).partition(" (")[0]
+    if not searches:
+        return NOTHING
+    found = spread([search.max_rate_per_s for search in searches])
+    bound = unanswered_below(searches)
+    if not bound:
+        return spread_text(found, tolerance=tolerance)
+    middle, most = (
+        f"{rate:.2f}" if rate >= bound else f"under {bound:.2g}"
+        for rate in (found.median, found.most)
+    )
+    return middle if middle == most else f"{middle} (to {most})"
+
+
+def median_goodput_text(searches: Sequence[Search], *, tolerance: float = _TOLERANCE) -> str:
+    """Write the median of what ``goodput_text`` writes.
+
+    >>> median_goodput_text([Search(i, 1.0, 0.9, rate, 9.0) for i, rate in enumerate((2.5, 3, 4))])
+    '3.0'
+    """
+    return goodput_text(searches, tolerance=tolerance).partition(" (")[0]
 
 
 def share_text(shares: Sequence[float], num_requests: int) -> str:

@@ -4,7 +4,7 @@ from statistics import median
 
 from bench.goodput.analysis import best_peer, greatest_loads, probes_of
 from bench.goodput.result import GoodputResult, SystemResult
-from bench.goodput_report.numbers import NOTHING, share_text, spread_text
+from bench.goodput_report.numbers import NOTHING, goodput_text, share_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import (
     class_shares,
@@ -23,8 +23,9 @@ def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
     rows = []
     for system in ranked(result, options, scale):
         by_goal = [
-            spread_text(
-                system.goodput(scale, goal, every_class=every_class), tolerance=result.tolerance
+            goodput_text(
+                system.searches_for(scale, goal, every_class=every_class),
+                tolerance=result.tolerance,
             )
             for goal, every_class in kinds
         ]
@@ -55,8 +56,8 @@ def scale_table(result: GoodputResult, options: ReportOptions) -> Table | None:
         return None
     rows = []
     for system in ranked(result, options, reference_scale(result)):
-        found = (system.goodput(scale, options.goal) for scale in scales)
-        cells = (spread_text(rates, tolerance=result.tolerance) for rates in found)
+        found = (system.searches_for(scale, options.goal) for scale in scales)
+        cells = (goodput_text(searches, tolerance=result.tolerance) for searches in found)
         rows.append((system.name, *cells))
     return Table(
         "max-goodput-by-scale",

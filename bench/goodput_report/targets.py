@@ -9,8 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.goodput.analysis import best_peer, greatest_loads, probes_of, shares_of_limit
-from bench.goodput.result import GoodputResult, Search, SystemResult
+from bench.goodput.analysis import (
+    best_peer,
+    greatest_loads,
+    paired_ratios,
+    probes_of,
+    shares_of_limit,
+)
+from bench.goodput.result import GoodputResult, SystemResult
 from bench.goodput_report.numbers import spread_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import probes_at_maximum, reference_scale, worst_shares
@@ -104,26 +110,23 @@ def _ratio_verdict(
     what: str = "",
     every_class: bool = False,
 ) -> Verdict | None:
-    pairs = _pairs(subject, other, scale, goal, every_class=every_class)
+    pairs = paired_ratios(
+        *(system.searches_for(scale, goal, every_class=every_class) for system in (subject, other))
+    )
     if not pairs:
         return None
-    is_bound = any(theirs.max_rate_per_s == 0.0 for _, theirs in pairs)
-    ratios = spread(
-        [
-            ours.max_rate_per_s / (theirs.max_rate_per_s or theirs.failed_rate_per_s)
-            for ours, theirs in pairs
-        ]
-    )
-    at_least = "more than " if is_bound else ""
+    num_bounds = sum(ratio.is_bound for ratio in pairs)
+    ratios = spread([ratio.value for ratio in pairs])
+    at_least = "more than " if num_bounds else ""
     asked = f", asked of every class by itself ({goal:.0%} in time)," if every_class else ""
     times = spread_text(ratios, tolerance=tolerance)
     claim = (
         f"Max goodput of {subject.name}{asked} is {at_least}{times} times that of "
         f"{what}{other.name}, with objectives x{scale:g}, over {_seeds(len(pairs))}"
     )
-    if is_bound:
-        claim += f" ({other.name} met the goal at no rate offered)"
-    return Verdict(claim, *_compare(ratios, target, "times", is_bound=is_bound))
+    if num_bounds:
+        claim += f" (in {num_bounds} of which {other.name} met the goal at no rate offered)"
+    return Verdict(claim, *_compare(ratios, target, "times", is_bound=num_bounds > 0))
 
 
 def _against_limit(
@@ -175,16 +178,6 @@ def _worst_class_under_one_load(
         f"{median(theirs):.0%}, over {_seeds(len(loads))}"
     )
     return Verdict(claim, *_compare_shares(ours, theirs))
-
-
-def _pairs(
-    subject: SystemResult, other: SystemResult, scale: float, goal: float, *, every_class: bool
-) -> list[tuple[Search, Search]]:
-    ours, theirs = (
-        {s.seed: s for s in system.searches_for(scale, goal, every_class=every_class)}
-        for system in (subject, other)
-    )
-    return [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
 
 
 def _compare(value: Spread, target: float, unit: str, *, is_bound: bool = False) -> tuple[str, str]:

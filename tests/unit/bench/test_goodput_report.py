@@ -110,7 +110,10 @@ def test_a_system_that_never_passed_leaves_a_bound():
     result = result_of(searched("flowprefill", 3.0), searched("stock", 0.0, failed=0.25))
     verdict = verdict_on(result, "that of stock")
     assert "more than 12.0 times" in verdict.claim
+    assert "in 1 of which stock met the goal at no rate" in verdict.claim
     assert verdict.outcome == "met"
+    (_, text, _), *_ = goodput_table(result, OPTIONS).rows[::-1]
+    assert text == "under 0.25"
 
 
 def test_settings_of_the_subject_are_no_peers():

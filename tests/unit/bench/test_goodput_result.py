@@ -4,7 +4,13 @@ import pytest
 from rows import row
 
 from bench.errors import UsageError
-from bench.goodput.analysis import paired_ratios, shares_of_limit, worst_class
+from bench.goodput.analysis import (
+    Ratio,
+    paired_ratios,
+    shares_of_limit,
+    unanswered_below,
+    worst_class,
+)
 from bench.goodput.result import (
     GoodputResult,
     Probe,
@@ -62,13 +68,23 @@ def test_seeds_are_paired_and_limits_are_of_the_same_requests():
     outcome, peer = result()
     ours = outcome.systems["ours"]
     searches = ours.searches_for(1.0, 0.9)
-    assert paired_ratios(searches, peer.searches_for(1.0, 0.9)) == pytest.approx([2.0, 2.0])
+    ratios = paired_ratios(searches, peer.searches_for(1.0, 0.9))
+    assert [ratio.value for ratio in ratios] == pytest.approx([2.0, 2.0])
+    assert not any(ratio.is_bound for ratio in ratios)
     # Prompts of eight tokens lie halfway between the measured lengths: 0.2 s each.
     assert shares_of_limit(ours, searches) == pytest.approx([0.8, 0.88, 0.84])
     assert ours.physical_limit_per_s == pytest.approx(5.0)
     assert worst_class(ours, searches) == ("text", 0.9)
     assert ours.goodput(1.0, 0.9).median == 4.2
     assert ours.goodput(1.0, 0.9, every_class=True) is None
+
+
+def test_who_met_the_goal_at_no_rate_leaves_a_bound():
+    """Its answer lies under the lowest rate that failed, and the ratio is more than over that."""
+    ours, never = Search(0, 1.0, 0.9, 3.0, 3.6), Search(0, 1.0, 0.9, 0.0, 0.2)
+    assert paired_ratios([ours], [never]) == [Ratio(pytest.approx(15.0), is_bound=True)]
+    assert unanswered_below([ours, never]) == 0.2
+    assert unanswered_below([ours]) == 0.0
 
 
 def test_what_is_written_reads_back(tmp_path):
