@@ -188,8 +188,8 @@ $(VLLM_STAMP):
 	@touch $@
 
 # Every peer in its best known setting, three workloads each. Started again it goes on where it was.
-# TRACE=FILE.csv replays a trace; without one, the generator. 75 s are the whole QwenTrace window at
-# the rate that FlowPrefill reaches on two cores; shorter windows are kind to overloaded systems.
+# TRACE=FILE.csv replays a trace; without one, the generator. Windows shorter than 75 s are kind to
+# overloaded systems, longer ones leave the hour.
 WINDOW_S ?= 75
 HEADLINE := bench-results/headline
 HEADLINE_SYSTEMS := flowprefill,stock-priority-kernel,vllm-tuned,stock
