@@ -114,7 +114,8 @@ browser:
 
 test-unit: $(TOOLS_STAMP) browser
 	$(SAY) 'Tests without a server'
-	$(BIN)/python -m pytest -m 'not gpu and not server and not triton and not older and not release'
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	  -m 'not gpu and not server and not triton and not older and not release'
 
 test-triton: $(REAL_TRITON_STAMP)
 	$(SAY) 'Triton kernels in its interpreter'

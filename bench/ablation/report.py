@@ -8,7 +8,7 @@ from rich.table import Table
 
 from bench.ablation.points import AblationLevel
 from bench.ablation.variations import DEFAULT, VARIATIONS
-from bench.goodput_report.numbers import share_text
+from bench.goodput.numbers import share_text
 from bench.picture import INK, SERIES, canvas, save
 
 _NOTHING = "-"

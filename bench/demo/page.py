@@ -6,8 +6,8 @@ from pathlib import Path
 from bench.demo.burst import LENGTH_SCALE, SLO_SCALE
 from bench.demo.figures import draw_requests
 from bench.errors import UsageError
+from bench.goodput.numbers import share_text
 from bench.goodput_report.burst import draw_burst
-from bench.goodput_report.numbers import share_text
 from bench.metrics import TtftSummary
 from bench.page import Table, command_text, provenance_rows, render
 from bench.picture import Picture

@@ -1,21 +1,51 @@
 """What the searches of one kind say together: pure functions on results."""
 
 from collections.abc import Sequence
+from math import inf, isinf
+from statistics import median
 from typing import NamedTuple
 
 from bench.goodput.result import GoodputResult, Load, Probe, Search, SystemResult
+from bench.paired import Spread
 
 
-class Ratio(NamedTuple):
-    """One system's answer over another's, for one seed.
+class Answer(NamedTuple):
+    """What a search, or two, say: a number, and the ends between which the truth lies.
+
+    A search leaves a bracket open. What is computed from its answer is no better known.
 
     Attributes:
-        value: The other's lowest failed rate stands in where it met the goal at no rate.
-        is_bound: Whether it does, so that the truth is more.
+        value: From the highest rates that passed.
+        least: No less than this.
+        most: No more; infinite where nothing says so.
     """
 
     value: float
-    is_bound: bool
+    least: float
+    most: float
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it is known from below only."""
+        return isinf(self.most)
+
+
+def answers(searches: Sequence[Search]) -> list[Answer]:
+    """Return the rate of each search, with its bracket."""
+    return [Answer(s.max_rate_per_s, s.max_rate_per_s, s.failed_rate_per_s) for s in searches]
+
+
+def spread_of(found: Sequence[Answer]) -> Spread:
+    """Return the median of at least one answer, and the ends of all brackets.
+
+    This is what a second run of the same searches can be expected to fall in, on a machine that
+    is as fast: a range of the values alone would leave out what the searches did not resolve.
+    """
+    return Spread(
+        median(answer.value for answer in found),
+        min(answer.least for answer in found),
+        max(answer.most for answer in found),
+    )
 
 
 def is_peer(system: str, subject: str) -> bool:
@@ -27,8 +57,8 @@ def median_goodput(
     system: SystemResult, scale: float, goal: float, *, every_class: bool = False
 ) -> float:
     """Return the median of max goodput; -1 where it was not searched, which sorts last."""
-    found = system.goodput(scale, goal, every_class=every_class)
-    return -1.0 if found is None else found.median
+    rates = system.max_rates(scale, goal, every_class=every_class)
+    return median(rates) if rates else -1.0
 
 
 def best_peer(
@@ -55,8 +85,8 @@ def probes_of(system: SystemResult, loads: Sequence[Load]) -> list[Probe]:
     return [probe for load in loads if (probe := system.probe_of(load))]
 
 
-def shares_of_limit(system: SystemResult, searches: Sequence[Search]) -> list[float]:
-    """Return, for each search that has an answer, its rate over the limit of its requests."""
+def shares_of_limit(system: SystemResult, searches: Sequence[Search]) -> list[Answer]:
+    """Return, for each search that met its goal, its rate over the limit of its requests."""
     shares = []
     for search in searches:
         probe = system.best_probe(search)
@@ -64,21 +94,29 @@ def shares_of_limit(system: SystemResult, searches: Sequence[Search]) -> list[fl
             continue
         limit_per_s = system.limit_per_s([row.num_input_tokens for row in probe.rows])
         if limit_per_s:
-            shares.append(search.max_rate_per_s / limit_per_s)
+            (rate,) = answers([search])
+            shares.append(Answer(*(end / limit_per_s for end in rate)))
     return shares
 
 
-def paired_ratios(searches: Sequence[Search], others: Sequence[Search]) -> list[Ratio]:
-    """Return, for each seed that both were searched for, one's rate over the other's."""
+def paired_ratios(searches: Sequence[Search], others: Sequence[Search]) -> list[Answer]:
+    """Return, for each seed that both were searched for, one's rate over the other's.
+
+    Where the other met the goal at no rate, the ratio is known from below only, and its value is
+    that bound.
+    """
     by_seed = {search.seed: search for search in others}
     pairs = [(ours, by_seed[ours.seed]) for ours in searches if ours.seed in by_seed]
-    return [
-        Ratio(
-            ours.max_rate_per_s / (theirs.max_rate_per_s or theirs.failed_rate_per_s),
-            is_bound=not theirs.max_rate_per_s,
+    ratios = []
+    for ours, theirs in pairs:
+        least = ours.max_rate_per_s / theirs.failed_rate_per_s
+        passed = theirs.max_rate_per_s
+        ratios.append(
+            Answer(ours.max_rate_per_s / passed, least, ours.failed_rate_per_s / passed)
+            if passed
+            else Answer(least, least, inf)
         )
-        for ours, theirs in pairs
-    ]
+    return ratios
 
 
 def unanswered_below(searches: Sequence[Search]) -> float:

@@ -16,7 +16,6 @@ import numpy as np
 
 from bench.errors import UsageError
 from bench.metrics import attainment, rows_by_class
-from bench.paired import Spread, spread
 from bench.replay import RequestRow
 from bench.report import write_json
 
@@ -147,11 +146,6 @@ class SystemResult:
         found = self.searches_for(slo_scale, goal, every_class=every_class)
         return [search.max_rate_per_s for search in found]
 
-    def goodput(self, slo_scale: float, goal: float, *, every_class: bool = False) -> Spread | None:
-        """Return the spread of max goodput over seeds; None where nothing was searched."""
-        rates = self.max_rates(slo_scale, goal, every_class=every_class)
-        return spread(rates) if rates else None
-
     def best_probe(self, search: Search) -> Probe | None:
         """Return the probe at a search's result."""
         return self.probe_of(Load(search.max_rate_per_s, search.seed, search.slo_scale))
@@ -207,11 +201,6 @@ class GoodputResult:
     def resolution(self) -> float:
         """Share that the rates which passed and failed are apart at the end of a search."""
         return float(self.head.get("config", {}).get("resolution", DEFAULT_RESOLUTION))
-
-    @property
-    def tolerance(self) -> float:
-        """How well a rate is known, as a share of it: half its bracket, never better than 2.5 %."""
-        return max(DEFAULT_RESOLUTION, self.resolution / 2)
 
     def slo_scales(self) -> list[float]:
         """Return the objective scales that were searched, ascending."""

@@ -11,6 +11,7 @@ from bench.goodput_report.class_figures import draw_classes, draw_ttft
 from bench.goodput_report.figures import draw_attainment, draw_goodput, draw_slo_scales
 from bench.goodput_report.options import ReportOptions, Targets
 from bench.goodput_report.page import Section, render_page
+from bench.goodput_report.repeats import repeats_table
 from bench.goodput_report.tables import class_table, goodput_table, scale_table, settings_table
 from bench.goodput_report.targets import judge, overall
 from bench.picture import Picture
@@ -87,9 +88,10 @@ def write_report(results: dict[Path, GoodputResult], options: ReportOptions, fol
             _section(i, path, result, options, folder)
             for i, (path, result) in enumerate(results.items(), start=1)
         ]
+        repeats = repeats_table(list(results.values()), options)
         burst = draw_burst(options.timeline, folder) if options.timeline else None
         page = folder / PAGE
-        page.write_text(render_page(sections, burst, options), encoding="utf-8")
+        page.write_text(render_page(sections, repeats, burst, options), encoding="utf-8")
     except OSError as error:
         raise BenchError(f"cannot write the report to {folder}: {error}") from error
     return page

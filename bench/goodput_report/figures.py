@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-from bench.goodput.analysis import is_peer
-from bench.goodput.result import GoodputResult, Probe, SystemResult
-from bench.goodput_report.numbers import median_goodput_text
+from bench.goodput.analysis import answers, is_peer, spread_of
+from bench.goodput.numbers import median_goodput_text
+from bench.goodput.result import GoodputResult, Probe, Search, SystemResult
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import (
     common_rate,
@@ -30,10 +30,8 @@ def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) ->
     limit = None if subject is None else subject.physical_limit_per_s
     with canvas(0.9 + 0.3 * len(systems)) as (figure, (axis,)):
         for place, system in enumerate(systems):
-            rates = system.max_rates(scale, options.goal)
             searches = system.searches_for(scale, options.goal)
-            label = median_goodput_text(searches, tolerance=result.tolerance)
-            _draw_bar(axis, place, rates, label, _bar_colour(system, options))
+            _draw_bar(axis, place, searches, _bar_colour(system, options))
         if limit is not None:
             axis.axvline(limit, color=INK, linestyle="--", linewidth=1)
             axis.annotate(
@@ -54,7 +52,8 @@ def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) ->
             figure,
             "goodput",
             f"Max goodput: {options.goal:.0%} in time",
-            "Bar: median over seeds; line: least to most; dots: seeds. Blue: the subject; "
+            "Bar: median over seeds; dots: seeds; line: from the lowest rate that passed to the "
+            "highest that failed. Blue: the subject; "
             "orange: peers; green: other settings of the subject. The dashed line is where the "
             "subject's unloaded prefills would fill all time.",
             folder,
@@ -68,13 +67,15 @@ def _bar_colour(system: SystemResult, options: ReportOptions) -> str:
     return styles.colour("subject" if system.name == options.subject else role)
 
 
-def _draw_bar(axis: Axes, place: int, rates: Sequence[float], label: str, colour: str) -> None:
-    axis.barh(place, median(rates), 0.62, color=colour, alpha=0.85)
-    axis.plot([min(rates), max(rates)], [place, place], color=INK, linewidth=1.2)
+def _draw_bar(axis: Axes, place: int, searches: Sequence[Search], colour: str) -> None:
+    found = spread_of(answers(searches))
+    rates = [search.max_rate_per_s for search in searches]
+    axis.barh(place, found.median, 0.62, color=colour, alpha=0.85)
+    axis.plot([found.least, found.most], [place, place], color=INK, linewidth=1.2)
     axis.plot(rates, [place] * len(rates), ".", color=INK, markersize=4)
     axis.annotate(
-        label,
-        (max(rates), place),
+        median_goodput_text(searches),
+        (found.most, place),
         xytext=(4, 0),
         textcoords="offset points",
         va="center",
@@ -142,13 +143,13 @@ def draw_slo_scales(result: GoodputResult, options: ReportOptions, folder: Path)
     rate = common_rate(systems, scales)
     with canvas(5.4 if rate else 3.4, num_rows=2 if rate else 1) as (figure, axes):
         for system in systems:
-            found = {s: system.max_rates(s, options.goal) for s in scales}
-            known = {s: rates for s, rates in found.items() if rates}
-            middles = [median(rates) for rates in known.values()]
+            searches = {scale: system.searches_for(scale, options.goal) for scale in scales}
+            known = {scale: spread_of(answers(some)) for scale, some in searches.items() if some}
             bars = [
-                [m - min(rates) for m, rates in zip(middles, known.values(), strict=True)],
-                [max(rates) - m for m, rates in zip(middles, known.values(), strict=True)],
+                [found.median - found.least for found in known.values()],
+                [found.most - found.median for found in known.values()],
             ]
+            middles = [found.median for found in known.values()]
             axes[0].errorbar(list(known), middles, bars, capsize=2, **styles.line(system.name))
         axes[0].set(ylabel="max goodput, requests/s", xlabel="scale of all TTFT objectives")
         axes[0].set_ylim(bottom=0)
@@ -161,9 +162,9 @@ def draw_slo_scales(result: GoodputResult, options: ReportOptions, folder: Path)
             figure,
             "slo-scale",
             "Tighter and looser objectives",
-            "Every objective times the scale, each scale replayed anew. Median and range over "
-            f"seeds.{below} Hollow: at most this much. "
-            f"Dotted: {options.goal:.0%}.",
+            "Every objective times the scale, each scale replayed anew. Median over seeds; "
+            f"bars: lowest rate that passed to highest that failed.{below} Hollow: at most this "
+            f"much. Dotted: {options.goal:.0%}.",
             folder,
             measured=result.title,
         )

@@ -48,9 +48,11 @@ class Section:
         return scaling_sentences(self.result)
 
 
-def render_page(sections: list[Section], burst: Picture | None, options: ReportOptions) -> str:
+def render_page(
+    sections: list[Section], repeats: Table | None, burst: Picture | None, options: ReportOptions
+) -> str:
     """Return the HTML of the page."""
-    values = {"sections": sections, "burst": burst, "options": options}
+    values = {"sections": sections, "repeats": repeats, "burst": burst, "options": options}
     return render("goodput.html.jinja", values)
 
 

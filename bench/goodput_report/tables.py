@@ -3,8 +3,8 @@
 from statistics import median
 
 from bench.goodput.analysis import best_peer, greatest_loads, probes_of
+from bench.goodput.numbers import NOTHING, goodput_text, share_text
 from bench.goodput.result import GoodputResult, SystemResult
-from bench.goodput_report.numbers import NOTHING, goodput_text, share_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import (
     class_shares,
@@ -23,14 +23,11 @@ def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
     rows = []
     for system in ranked(result, options, scale):
         by_goal = [
-            goodput_text(
-                system.searches_for(scale, goal, every_class=every_class),
-                tolerance=result.tolerance,
-            )
+            goodput_text(system.searches_for(scale, goal, every_class=every_class))
             for goal, every_class in kinds
         ]
-        smallest = min(num_requests(system, name) for name in result.class_slos_s)
         at_maximum = probes_at_maximum(system, scale, options.goal)
+        smallest = min(num_requests(system, name) for name in result.class_slos_s)
         worst = share_text(worst_shares(at_maximum), smallest)
         rows.append((system.name, *by_goal, worst))
     headings = (
@@ -42,8 +39,8 @@ def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:
     )
     return Table(
         "max-goodput",
-        "Max goodput, median (least to most) over seeds, with the worst class at "
-        f"{options.goal:.0%}",
+        "Max goodput, median over seeds (lowest rate that passed to highest that failed), with the "
+        f"worst class at {options.goal:.0%}",
         (*headings, "worst class in time"),
         rows,
     )
@@ -57,8 +54,7 @@ def scale_table(result: GoodputResult, options: ReportOptions) -> Table | None:
     rows = []
     for system in ranked(result, options, reference_scale(result)):
         found = (system.searches_for(scale, options.goal) for scale in scales)
-        cells = (goodput_text(searches, tolerance=result.tolerance) for searches in found)
-        rows.append((system.name, *cells))
+        rows.append((system.name, *map(goodput_text, found)))
     return Table(
         "max-goodput-by-scale",
         f"Max goodput, requests/s with {options.goal:.0%} in time, by scale of all objectives",

@@ -2,7 +2,8 @@
 
 Ratios are taken seed by seed, since both systems replayed the same requests, and stated with
 their spread. A system that met the goal at no rate leaves a bound: its true maximum is below the
-lowest rate at which it failed.
+lowest rate at which it failed. Every spread holds the brackets of the searches: a target is met
+only where even the lower ends reach it.
 """
 
 from collections.abc import Sequence
@@ -15,12 +16,13 @@ from bench.goodput.analysis import (
     paired_ratios,
     probes_of,
     shares_of_limit,
+    spread_of,
 )
+from bench.goodput.numbers import ratio_text, spread_text
 from bench.goodput.result import GoodputResult, SystemResult
-from bench.goodput_report.numbers import spread_text
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import probes_at_maximum, reference_scale, worst_shares
-from bench.paired import Spread, spread
+from bench.paired import Spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Verdict:
 
     Attributes:
         claim: What was measured, in a sentence without its full stop.
-        outcome: ``met``, ``missed``, or ``met in the median`` where some seed missed it.
+        outcome: ``met``, ``missed``, or ``met in the median`` where its spread begins below it.
         detail: The target and by how much.
     """
 
@@ -49,7 +51,7 @@ def judge(result: GoodputResult, options: ReportOptions) -> list[Verdict]:
     peer = best_peer(result, subject.name, scale, options.goal)
     verdicts = [
         _against_baseline(result, subject, options, scale),
-        _against_limit(result, subject, options, scale),
+        _against_limit(subject, options, scale),
         _against_best_peer(result, subject, options, scale, targets.ratio_to_best_peer),
         _worst_class(subject, peer, options, scale),
         _worst_class_under_one_load(subject, peer, options, scale),
@@ -70,9 +72,7 @@ def _against_baseline(
     if baseline is None:
         return None
     target = options.targets.ratio_to_baseline
-    return _ratio_verdict(
-        subject, baseline, options.goal, scale, target, tolerance=result.tolerance
-    )
+    return _ratio_verdict(subject, baseline, options.goal, scale, target)
 
 
 def _against_best_peer(
@@ -93,7 +93,6 @@ def _against_best_peer(
         options.goal,
         scale,
         target,
-        tolerance=result.tolerance,
         what="the best peer, ",
         every_class=every_class,
     )
@@ -106,7 +105,6 @@ def _ratio_verdict(
     scale: float,
     target: float,
     *,
-    tolerance: float,
     what: str = "",
     every_class: bool = False,
 ) -> Verdict | None:
@@ -116,33 +114,28 @@ def _ratio_verdict(
     if not pairs:
         return None
     num_bounds = sum(ratio.is_bound for ratio in pairs)
-    ratios = spread([ratio.value for ratio in pairs])
-    at_least = "more than " if num_bounds else ""
     asked = f", asked of every class by itself ({goal:.0%} in time)," if every_class else ""
-    times = spread_text(ratios, tolerance=tolerance)
     claim = (
-        f"Max goodput of {subject.name}{asked} is {at_least}{times} times that of "
+        f"Max goodput of {subject.name}{asked} is {ratio_text(pairs)} times that of "
         f"{what}{other.name}, with objectives x{scale:g}, over {_seeds(len(pairs))}"
     )
     if num_bounds:
         claim += f" (in {num_bounds} of which {other.name} met the goal at no rate offered)"
-    return Verdict(claim, *_compare(ratios, target, "times", is_bound=num_bounds > 0))
+    return Verdict(claim, *_compare(spread_of(pairs), target, "times", is_bound=num_bounds > 0))
 
 
-def _against_limit(
-    result: GoodputResult, subject: SystemResult, options: ReportOptions, scale: float
-) -> Verdict | None:
+def _against_limit(subject: SystemResult, options: ReportOptions, scale: float) -> Verdict | None:
     limit = subject.physical_limit_per_s
     found = shares_of_limit(subject, subject.searches_for(scale, options.goal))
     if limit is None or not found:
         return None
-    shares = spread([share * 100 for share in found])
-    percent = spread_text(shares, tolerance=result.tolerance)
+    shares = spread_of(found)
+    percent = Spread(shares.median * 100, shares.least * 100, shares.most * 100)
     claim = (
-        f"Max goodput of {subject.name} is {percent} % of the physical limit, the "
+        f"Max goodput of {subject.name} is {spread_text(percent)} % of the physical limit, the "
         f"{limit:.2f} requests/s at which its unloaded prefills would fill all time"
     )
-    return Verdict(claim, *_compare(shares, options.targets.share_of_limit * 100, "%"))
+    return Verdict(claim, *_compare(percent, options.targets.share_of_limit * 100, "%"))
 
 
 def _worst_class(

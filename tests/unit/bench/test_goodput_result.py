@@ -1,13 +1,18 @@
 """Probes, searches and their file."""
 
+from math import inf
+
 import pytest
 from rows import row
 
 from bench.errors import UsageError
 from bench.goodput.analysis import (
-    Ratio,
+    Answer,
+    answers,
+    median_goodput,
     paired_ratios,
     shares_of_limit,
+    spread_of,
     unanswered_below,
     worst_class,
 )
@@ -19,6 +24,7 @@ from bench.goodput.result import (
     read_result,
     write_result,
 )
+from bench.paired import Spread
 
 
 def probe(num_text_met, *, rate_per_s=2.0, seed=0, num_requests=20, is_abandoned=False):
@@ -70,19 +76,30 @@ def test_seeds_are_paired_and_limits_are_of_the_same_requests():
     searches = ours.searches_for(1.0, 0.9)
     ratios = paired_ratios(searches, peer.searches_for(1.0, 0.9))
     assert [ratio.value for ratio in ratios] == pytest.approx([2.0, 2.0])
+    assert [ratio.least for ratio in ratios] == pytest.approx([2.0 / 1.02] * 2)
+    assert [ratio.most for ratio in ratios] == pytest.approx([2.0 * 1.02] * 2)
     assert not any(ratio.is_bound for ratio in ratios)
     # Prompts of eight tokens lie halfway between the measured lengths: 0.2 s each.
-    assert shares_of_limit(ours, searches) == pytest.approx([0.8, 0.88, 0.84])
+    shares = shares_of_limit(ours, searches)
+    assert [share.value for share in shares] == pytest.approx([0.8, 0.88, 0.84])
+    assert shares[1].most == pytest.approx(0.88 * 1.02)
     assert ours.physical_limit_per_s == pytest.approx(5.0)
     assert worst_class(ours, searches) == ("text", 0.9)
-    assert ours.goodput(1.0, 0.9).median == 4.2
-    assert ours.goodput(1.0, 0.9, every_class=True) is None
+    assert median_goodput(ours, 1.0, 0.9) == 4.2
+    assert median_goodput(ours, 1.0, 0.9, every_class=True) < 0
+
+
+def test_a_spread_holds_what_the_searches_left_open():
+    """From the lowest rate that passed to the highest that failed: the truth may be anywhere."""
+    searches = [Search(0, 1.0, 0.9, 5.5, 6.6), Search(1, 1.0, 0.9, 5.0, 7.2)]
+    assert spread_of(answers(searches)) == Spread(5.25, 5.0, 7.2)
 
 
 def test_who_met_the_goal_at_no_rate_leaves_a_bound():
     """Its answer lies under the lowest rate that failed, and the ratio is more than over that."""
     ours, never = Search(0, 1.0, 0.9, 3.0, 3.6), Search(0, 1.0, 0.9, 0.0, 0.2)
-    assert paired_ratios([ours], [never]) == [Ratio(pytest.approx(15.0), is_bound=True)]
+    assert paired_ratios([ours], [never]) == [Answer(pytest.approx(15.0), pytest.approx(15.0), inf)]
+    assert paired_ratios([ours], [never])[0].is_bound
     assert unanswered_below([ours, never]) == 0.2
     assert unanswered_below([ours]) == 0.0
 
