@@ -34,7 +34,7 @@ def repeats_of(results: Sequence[GoodputResult]) -> list[GoodputResult]:
 
 
 def repeats_table(results: Sequence[GoodputResult], options: ReportOptions) -> Table | None:
-    """Each run's max goodputs and ratios, and whether the later ones lie in the first's spread.
+    """Each run's max goodputs and ratios, and whether the others lie in the first's spread.
 
     None where no two results asked for the same.
     """
@@ -50,8 +50,8 @@ def repeats_table(results: Sequence[GoodputResult], options: ReportOptions) -> T
     dates = [str(run.head.get("provenance", {}).get("measured_at", ""))[:16] for run in runs]
     return Table(
         "agreement",
-        f"The same searches again: {options.goal:.0%} in time, and whether the medians of later "
-        "runs lie between the ends of the first",
+        f"The same searches again: {options.goal:.0%} in time, and whether the medians of the "
+        "other runs lie between the ends of the first",
         (
             "requests/s, and ratios seed by seed",
             *(f"run {number}, {date}" for number, date in enumerate(dates, start=1)),

@@ -48,16 +48,15 @@ def judge(result: GoodputResult, options: ReportOptions) -> list[Verdict]:
     scale = reference_scale(result)
     tightest = min(result.slo_scales())
     targets = options.targets
+    peer_target = targets.ratio_to_best_peer if scale >= 1 else targets.tight_ratio_to_best_peer
     peer = best_peer(result, subject.name, scale, options.goal)
     verdicts = [
         _against_baseline(result, subject, options, scale),
         _against_limit(subject, options, scale),
-        _against_best_peer(result, subject, options, scale, targets.ratio_to_best_peer),
+        _against_best_peer(result, subject, options, scale, peer_target),
         _worst_class(subject, peer, options, scale),
         _worst_class_under_one_load(subject, peer, options, scale),
-        _against_best_peer(
-            result, subject, options, scale, targets.ratio_to_best_peer, every_class=True
-        ),
+        _against_best_peer(result, subject, options, scale, peer_target, every_class=True),
     ]
     if tightest < scale:
         target = targets.tight_ratio_to_best_peer
@@ -193,7 +192,9 @@ def _compare_shares(ours: Sequence[float], theirs: Sequence[float]) -> tuple[str
 
 
 def _seeds(count: int) -> str:
-    return "1 seed, so without spread" if count == 1 else f"{count} paired seeds"
+    return (
+        "1 seed, so with the spread of its search only" if count == 1 else f"{count} paired seeds"
+    )
 
 
 def overall(verdicts: Sequence[Verdict]) -> str:

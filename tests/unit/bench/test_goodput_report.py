@@ -96,13 +96,20 @@ def test_a_missed_target_says_by_how_much():
     )
     assert verdict.outcome == "missed"
     assert "-50% from it" in verdict.detail
-    assert "without spread" in verdict.claim
+    assert "the spread of its search only" in verdict.claim
 
 
 def test_a_seed_below_the_target_is_not_hidden_by_the_median():
     """The outcome says that not every seed met it."""
     ours, stock = searched("flowprefill", 5.0, 7.0, 8.0), searched("stock", 1.0, 1.0, 1.0)
     assert verdict_on(result_of(ours, stock), "times that of stock").outcome == "met in the median"
+
+
+@pytest.mark.parametrize(("scale", "target"), [(1.0, "1 times"), (0.4, "1.5 times")])
+def test_tight_objectives_have_a_target_of_their_own(scale, target):
+    """Also where nothing else was searched."""
+    ours, peer = searched("flowprefill", 3.0, scale=scale), searched("vllm", 1.0, scale=scale)
+    assert f"at least {target}" in verdict_on(result_of(ours, peer), "best peer, vllm").detail
 
 
 def test_a_system_that_never_passed_leaves_a_bound():
