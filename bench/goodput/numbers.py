@@ -15,16 +15,21 @@ _CLOSE = 0.05
 def digits_for(value: Spread) -> int:
     """Return the digits after the point with which to write a median: two or three in all.
 
+    Three where the spread is narrow, and after a leading 1, where two would be a tenth apart.
+
     >>> digits_for(Spread(2.934, 2.881, 3.004)), digits_for(Spread(2.934, 2.5, 3.2))
     (2, 1)
+    >>> digits_for(Spread(1.15, 1.15, 1.66))
+    2
     >>> digits_for(Spread(41.0, 30.0, math.inf)), digits_for(Spread(0.0, 0.0, 0.0))
     (0, 0)
     """
     if not value.median:
         return 0
+    magnitude = math.floor(math.log10(value.median))
     is_close = 0 < value.most - value.least <= 2 * _CLOSE * value.median
-    num_significant = 3 if is_close else 2
-    return max(0, num_significant - 1 - math.floor(math.log10(value.median)))
+    num_significant = 3 if is_close or value.median < 2 * 10**magnitude else 2
+    return max(0, num_significant - 1 - magnitude)
 
 
 def spread_text(value: Spread | None) -> str:
@@ -79,7 +84,7 @@ def ratio_text(ratios: Sequence[Answer]) -> str:
     """Write ratios; where some are bounds, their median is one too.
 
     >>> ratio_text([Answer(3.0, 2.5, 3.6)]), ratio_text([Answer(15.0, 15.0, math.inf)])
-    ('3.0 (2.5 to 3.6)', 'more than 15')
+    ('3.0 (2.5 to 3.6)', 'more than 15.0')
     """
     if not ratios:
         return NOTHING
