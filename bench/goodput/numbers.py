@@ -44,9 +44,9 @@ def spread_text(value: Spread | None) -> str:
         return NOTHING
     digits = digits_for(value)
     middle, least, most = (f"{x:.{digits}f}" for x in (value.median, value.least, value.most))
-    if least in {middle, most} and (least == most or value.most == math.inf):
-        return middle
-    return f"{middle} ({least} or more)" if value.most == math.inf else value.text(digits)
+    if value.most == math.inf:
+        return middle if least == middle else f"{middle} ({least} or more)"
+    return middle if least == most else value.text(digits)
 
 
 def goodput_text(searches: Sequence[Search]) -> str:

@@ -198,6 +198,11 @@ class GoodputResult:
         return str(self.head["title"])
 
     @property
+    def measured_at(self) -> str:
+        """When it was begun, to the minute; empty where that is not known."""
+        return str(self.head.get("provenance", {}).get("measured_at", ""))[:16]
+
+    @property
     def resolution(self) -> float:
         """Share that the rates which passed and failed are apart at the end of a search."""
         return float(self.head.get("config", {}).get("resolution", DEFAULT_RESOLUTION))

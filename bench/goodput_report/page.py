@@ -38,11 +38,6 @@ class Section:
         return self.result.title + ("" if scale == 1 else f", objectives x{scale:g}")
 
     @property
-    def date(self) -> str:
-        """When it was measured; empty where that is not known."""
-        return str(self.result.head.get("provenance", {}).get("measured_at", ""))[:16]
-
-    @property
     def provenance(self) -> dict[str, str]:
         """What it was measured with, by name."""
         systems = self.result.systems.values()

@@ -47,14 +47,13 @@ def repeats_table(results: Sequence[GoodputResult], options: ReportOptions) -> T
         within = [_is_within(first.found, other.found) for other in others if other.found]
         outcome = f"{sum(within)} of {len(within)}" if within else NOTHING
         rows.append((label, *(finding.text for finding in findings), outcome))
-    dates = [str(run.head.get("provenance", {}).get("measured_at", ""))[:16] for run in runs]
     return Table(
         "agreement",
         f"The same searches again: {options.goal:.0%} in time, and whether the medians of the "
         "other runs lie between the ends of the first",
         (
             "requests/s, and ratios seed by seed",
-            *(f"run {number}, {date}" for number, date in enumerate(dates, start=1)),
+            *(f"run {number}, {run.measured_at}" for number, run in enumerate(runs, start=1)),
             "within the first",
         ),
         rows,
