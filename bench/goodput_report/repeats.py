@@ -26,7 +26,7 @@ class _Finding(NamedTuple):
     text: str
 
 
-def repeats_of(results: Sequence[GoodputResult]) -> list[GoodputResult]:
+def _runs_of_one_question(results: Sequence[GoodputResult]) -> list[GoodputResult]:
     """Return the first result and those that asked for the same; empty if there are none."""
     first, *others = results
     same = [result for result in others if _question(result) == _question(first)]
@@ -38,7 +38,7 @@ def repeats_table(results: Sequence[GoodputResult], options: ReportOptions) -> T
 
     None where no two results asked for the same.
     """
-    runs = repeats_of(results)
+    runs = _runs_of_one_question(results)
     if not runs:
         return None
     rows = []
