@@ -1,6 +1,6 @@
 """``python -m bench.decision_cost``: how long one scheduling round takes, by length of the queue.
 
-Calls ``PrefillScheduler.decide`` on made-up queues; no server, no model. Three columns:
+Calls ``PrefillDecider.decide`` on made-up queues; no server, no model. Three columns:
 
 * *goes on*: an event came, and the prefill under way keeps the machine. Nearly every round.
 * *starts*: a batch is started, with as many passengers as the token budget takes.
@@ -24,10 +24,10 @@ from sglang_flowprefill.core import (
     POLICIES,
     PrefillBatch,
     PrefillCost,
+    PrefillDecider,
     PrefillRequest,
-    PrefillScheduler,
     ResumeBatch,
-    SchedulerView,
+    RoundView,
     Slo,
     StartBatch,
     make_policy,
@@ -87,10 +87,10 @@ def measure(
         _started(i, PrefillRequest(f"held {i}", NOW_S, Slo(60.0), 30000))
         for i in range(1, _NUM_SUSPENDED)
     ]
-    goes_on = SchedulerView(queue, [current, *suspended], current)
-    starts = SchedulerView([*queue, urgent], suspended)
+    goes_on = RoundView(queue, [current, *suspended], current)
+    starts = RoundView([*queue, urgent], suspended)
 
-    def once(scheduler: PrefillScheduler, view: SchedulerView) -> float:
+    def once(scheduler: PrefillDecider, view: RoundView) -> float:
         start_s = clock()
         scheduler.decide(view, NOW_S)
         return clock() - start_s
@@ -135,8 +135,8 @@ def _started(batch_id: int, request: PrefillRequest) -> PrefillBatch:
     return PrefillBatch(batch_id, (request,), _COST.predict_s((request,)))
 
 
-def _scheduler(policy_name: str, min_preemption_gain_s: float = 0.0) -> PrefillScheduler:
-    return PrefillScheduler(
+def _scheduler(policy_name: str, min_preemption_gain_s: float = 0.0) -> PrefillDecider:
+    return PrefillDecider(
         make_policy(policy_name), _COST, _LIMITS, min_preemption_gain_s=min_preemption_gain_s
     )
 

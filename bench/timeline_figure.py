@@ -23,7 +23,7 @@ from bench.client import http_session, timed_prompt
 from bench.engines.engine import ServerOptions
 from bench.prompts import UniquePrompts
 from bench.servers import running_server
-from sglang_flowprefill.executor.timeline import (
+from sglang_flowprefill.observe.timeline import (
     RecordedTimeline,
     RunningSlice,
     read_timeline,

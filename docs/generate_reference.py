@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 
 from sglang_flowprefill.adapter import compat, releases
-from sglang_flowprefill.adapter.metrics import METRICS, PREFIX, Metric
 from sglang_flowprefill.adapter.unsupported import UNSUPPORTED_FEATURES
 from sglang_flowprefill.api import state
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of
+from sglang_flowprefill.observe.metrics import METRICS, PREFIX, Metric
 
 FOLDER = Path(__file__).parent / "reference"
 _HEAD = "<!-- Written by docs/generate_reference.py; change the code, then run it again. -->\n"

@@ -5,8 +5,8 @@ on for this process and every process that it starts; ``python -m
 sglang_flowprefill.launch_server`` does that for a whole server.
 """
 
-from sglang_flowprefill.activation import enable, is_enabled
 from sglang_flowprefill.config import FlowPrefillConfig
+from sglang_flowprefill.enablement import enable, is_enabled
 from sglang_flowprefill.errors import FlowPrefillError
 
 __all__ = ["FlowPrefillConfig", "FlowPrefillError", "__version__", "enable", "is_enabled"]

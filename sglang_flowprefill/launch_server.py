@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from sglang_flowprefill.activation import PLUGIN_NAME, enable, is_plugin_allowed
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults, is_cpu_only
+from sglang_flowprefill.enablement import PLUGIN_NAME, enable, is_plugin_allowed
 from sglang_flowprefill.errors import ConfigError, FlowPrefillError
 from sglang_flowprefill.patching import is_installed_patched
 

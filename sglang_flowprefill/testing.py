@@ -11,8 +11,8 @@ from sglang_flowprefill.core import (
     BatchState,
     PrefillBatch,
     PrefillCost,
+    PrefillDecider,
     PrefillRequest,
-    PrefillScheduler,
     Slo,
 )
 from sglang_flowprefill.core.batch import BatchChange
@@ -65,7 +65,7 @@ def make_batch(
 
 
 def assert_accounted_for(
-    simulation: Any, ids: Sequence[str], scheduler: PrefillScheduler, num_kv_tokens: int
+    simulation: Any, ids: Sequence[str], scheduler: PrefillDecider, num_kv_tokens: int
 ) -> None:
     """Check that nobody is lost or in two places, and that every bound holds at this moment.
 

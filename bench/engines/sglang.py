@@ -19,9 +19,9 @@ from bench.engines.engine import (
     StreamState,
 )
 from bench.provenance import without_folders
-from sglang_flowprefill.activation import ENABLE_VARIABLE, KERNELS_ONLY
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
+from sglang_flowprefill.enablement import ENABLE_VARIABLE, KERNELS_ONLY
 
 # What of /server_info decides a measurement; the rest is hundreds of fields and machine paths.
 _INFO_FIELDS = (

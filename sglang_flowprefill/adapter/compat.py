@@ -93,7 +93,7 @@ UPSTREAM = (
     *(
         UpstreamSymbol(
             f"{_SCHEDULER}.{name}",
-            "releases/engine_0_5_10.py",
+            "releases/scheduling_0_5_10.py",
             why,
             ("self", *given),
             _WITHOUT_PLUGINS,
@@ -111,20 +111,20 @@ UPSTREAM = (
     ),
     UpstreamSymbol(
         "managers.scheduler.PrefillAdder",
-        "releases/engine_0_5_10.py",
+        "releases/scheduling_0_5_10.py",
         "replaced by ours",
         releases=_WITHOUT_PLUGINS,
     ),
     UpstreamSymbol(
         "managers.scheduler.is_health_check_generate_req",
-        "releases/engine_0_5_10.py",
+        "releases/scheduling_0_5_10.py",
         "not a user's",
         ("recv_req",),
         _WITHOUT_PLUGINS,
     ),
     UpstreamSymbol(
         "model_executor.forward_batch_info.ForwardMode",
-        "releases/engine_0_5_10.py",
+        "releases/scheduling_0_5_10.py",
         "leak checks count suspended requests",
         releases=_WITHOUT_PLUGINS,
     ),
@@ -144,7 +144,7 @@ UPSTREAM = (
     # Functions and classes.
     UpstreamSymbol(
         "managers.scheduler._make_abort_req",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "abort",
         ("req", "finished_reason"),
         releases=_WITH_PLUGINS,
@@ -154,7 +154,7 @@ UPSTREAM = (
     ),
     UpstreamSymbol(
         "mem_cache.common.release_kv_cache",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "releases KV",
         ("req", "tree_cache"),
     ),
@@ -218,7 +218,7 @@ UPSTREAM = (
     ),
     UpstreamSymbol(
         "managers.utils.is_health_check_generate_req",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "not a user's",
         ("recv_req",),
         releases=_WITH_PLUGINS,
@@ -236,34 +236,34 @@ UPSTREAM = (
     UpstreamSymbol("utils.common.DynamicGradMode", "scheduler.py", "the loop's grad mode"),
     UpstreamSymbol(
         "runtime_context.get_observability",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "metrics on or off",
         (),
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "runtime_context.get_parallel",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "data-parallel rank",
         (),
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "runtime_context.get_forward",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "per-forward flags",
         (),
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "runtime_context.ForwardFlags._plain",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "per-forward flags",
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
         "model_executor.forward_context.set_forward_context",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "per-forward context",
         ("ctx",),
         releases=_WITH_PLUGINS,
@@ -301,7 +301,7 @@ UPSTREAM = (
     ),
     UpstreamSymbol(
         "layers.layernorm.Gemma4RMSNorm",
-        "releases/engine_0_5_23.py",
+        "releases/scheduling_0_5_23.py",
         "operator boundary",
         releases=_WITH_PLUGINS,
     ),

@@ -15,7 +15,7 @@ from typing import Any
 from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.adapter.flags import config_of
 from sglang_flowprefill.adapter.launch import require_flowprefill_scheduler
-from sglang_flowprefill.adapter.profile import (
+from sglang_flowprefill.adapter.serving.profile import (
     StoredProfile,
     is_usable,
     machine_key,
@@ -97,8 +97,8 @@ def check_model(settings: Any) -> Finding:
         settings: SGLang's resolved ``ServerArgs`` for one rank: all ranks have the same modules.
     """
     try:
-        from sglang_flowprefill.adapter.bare_model import bare_model, model_config  # noqa: PLC0415
-        from sglang_flowprefill.adapter.coverage import Coverage  # noqa: PLC0415
+        from sglang_flowprefill.adapter.model.bare_model import bare_model, model_config  # noqa: PLC0415
+        from sglang_flowprefill.adapter.model.coverage import Coverage  # noqa: PLC0415
 
         config = model_config(settings)
         refused = refused_families(config)

@@ -14,13 +14,13 @@ from dataclasses import fields, replace
 from typing import Any
 
 from sglang_flowprefill.adapter import releases
-from sglang_flowprefill.adapter.admission import can_reject
-from sglang_flowprefill.adapter.state_socket import new_address
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.api.state import STATE_PATH
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
 from sglang_flowprefill.errors import FlowPrefillError, UnsupportedSGLangError
+from sglang_flowprefill.loop.admission import can_reject
+from sglang_flowprefill.observe.state_socket import new_address
 
 _ATTRIBUTE = "_flowprefill"
 _STATE_ADDRESS_ATTRIBUTE = "_flowprefill_state_address"

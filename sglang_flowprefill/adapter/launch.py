@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sglang_flowprefill.activation import is_enabled
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.enablement import is_enabled
 
 
 def run_flowprefill_scheduler_process(*args: Any, **kwargs: Any) -> None:
@@ -31,7 +31,7 @@ def require_flowprefill_scheduler() -> None:
     from sglang.srt.managers import scheduler  # noqa: PLC0415 (before the plugins, which look)
 
     releases.startup().load_plugins()
-    from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
+    from sglang_flowprefill.adapter.serving.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
     if not is_enabled() or scheduler.Scheduler is not FlowPrefillScheduler:
         raise SystemExit(

@@ -10,9 +10,9 @@ import multiprocessing
 import sys
 from functools import cache
 
-from sglang_flowprefill.activation import enable, is_enabled, is_kernels_only
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.cpu.defaults import is_cpu_only
+from sglang_flowprefill.enablement import enable, is_enabled, is_kernels_only
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 
@@ -57,7 +57,7 @@ def _register_kernels() -> None:
     """Put our CPU kernels under SGLang's own scheduler, and change nothing else."""
     if "sglang.srt.managers.scheduler" not in sys.modules:
         return
-    from sglang_flowprefill.adapter.kernels_only import KernelsOnly  # noqa: PLC0415
+    from sglang_flowprefill.adapter.model.kernels_only import KernelsOnly  # noqa: PLC0415
     from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
 
     method_of_model = releases.startup().MODEL_READY_METHOD
@@ -89,9 +89,9 @@ def _register_settings() -> None:
 
 
 def _register_scheduler() -> None:
-    from sglang_flowprefill.adapter.attention import register_tiled_attention  # noqa: PLC0415
+    from sglang_flowprefill.adapter.model.attention import register_tiled_attention  # noqa: PLC0415
     from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
-    from sglang_flowprefill.adapter.scheduler import FlowPrefillScheduler  # noqa: PLC0415
+    from sglang_flowprefill.adapter.serving.scheduler import FlowPrefillScheduler  # noqa: PLC0415
 
     register_tiled_attention()
     _register_kv_write()
@@ -103,7 +103,7 @@ def _register_scheduler() -> None:
 def _register_kv_write() -> None:
     if not is_cpu_only():
         return
-    from sglang_flowprefill.adapter.cpu_ops import write_kv  # noqa: PLC0415
+    from sglang_flowprefill.adapter.model.cpu_ops import write_kv  # noqa: PLC0415
     from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
 
     HookRegistry.register(
@@ -112,23 +112,23 @@ def _register_kv_write() -> None:
 
 
 def _register_http() -> None:
-    from sglang_flowprefill.adapter import http, live_http  # noqa: PLC0415
+    from sglang_flowprefill.adapter.http import hooks, live_routes  # noqa: PLC0415
     from sglang_flowprefill.adapter.releases.hooks import HookRegistry, HookType  # noqa: PLC0415
 
     HookRegistry.register(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
-        http.stamp_request,
+        hooks.stamp_request,
         HookType.AROUND,
     )
     if releases.startup().HAS_ABORT_HOOK:
         HookRegistry.register(
             "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",
-            http.report_rejection,
+            hooks.report_rejection,
             HookType.BEFORE,
         )
     HookRegistry.register(
-        "sglang.srt.entrypoints.http_server.launch_server", http.add_middleware, HookType.BEFORE
+        "sglang.srt.entrypoints.http_server.launch_server", hooks.add_middleware, HookType.BEFORE
     )
     HookRegistry.register(
-        "sglang.srt.utils.auth.decide_request_auth", live_http.allow_page, HookType.AROUND
+        "sglang.srt.utils.auth.decide_request_auth", live_routes.allow_page, HookType.AROUND
     )

@@ -8,15 +8,15 @@ from subprocess import SubprocessError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sglang_flowprefill.activation import (
+from sglang_flowprefill.checks.finding import Finding, fail, ok, warn
+from sglang_flowprefill.cpu.defaults import CPU_ENGINE_VARIABLE, is_cpu_only
+from sglang_flowprefill.enablement import (
     ENABLE_VARIABLE,
     PLUGIN_NAME,
     is_enabled,
     is_kernels_only,
     is_plugin_allowed,
 )
-from sglang_flowprefill.checks.finding import Finding, fail, ok, warn
-from sglang_flowprefill.cpu.defaults import CPU_ENGINE_VARIABLE, is_cpu_only
 from sglang_flowprefill.patching import is_installed_patched
 
 _ENTRY_POINT_GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, server_flags: Sequence[str]) -> None:
         ]
     )
     from sglang_flowprefill.adapter.launch import profile_path  # noqa: PLC0415 (loads SGLang)
-    from sglang_flowprefill.adapter.profile import read_samples  # noqa: PLC0415
+    from sglang_flowprefill.adapter.serving.profile import read_samples  # noqa: PLC0415
 
     path = profile_path(flags)
     samples = read_samples(path)

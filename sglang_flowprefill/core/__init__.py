@@ -1,7 +1,7 @@
 """Scheduling policy: which prefill runs next, and why.
 
 Standard library only; no clock, no I/O, no threads, no logging. The same code decides in the
-server, in the simulator (``sim/``) and in the property tests: ``PrefillScheduler.decide(view,
+server, in the simulator (``sim/``) and in the property tests: ``PrefillDecider.decide(view,
 now_s)`` takes plain data and returns plain data.
 
 Words: a *request* is one prompt; a *batch* is one or more requests whose prefill runs as one
@@ -16,13 +16,14 @@ from sglang_flowprefill.core.admission import (
     Reject,
 )
 from sglang_flowprefill.core.batch import BatchState, PrefillBatch
-from sglang_flowprefill.core.calibrated_scheduler import CalibratedScheduler
+from sglang_flowprefill.core.calibrated_decider import CalibratedDecider
 from sglang_flowprefill.core.calibration import (
     Calibration,
     JudgedPrediction,
     Observation,
     PredictionError,
 )
+from sglang_flowprefill.core.decider import PrefillDecider
 from sglang_flowprefill.core.decision import (
     Decision,
     DropBatches,
@@ -50,9 +51,8 @@ from sglang_flowprefill.core.policies import (
 from sglang_flowprefill.core.policy import Candidate, Policy
 from sglang_flowprefill.core.predictor import PrefillCost
 from sglang_flowprefill.core.request import PrefillRequest, Slo
-from sglang_flowprefill.core.scheduler import PrefillScheduler
-from sglang_flowprefill.core.stats import ClassAttainment, SchedulerStatistics, StatisticsRecorder
-from sglang_flowprefill.core.view import BlockedRequest, SchedulerView
+from sglang_flowprefill.core.stats import ClassAttainment, LoopStatistics, StatisticsRecorder
+from sglang_flowprefill.core.view import BlockedRequest, RoundView
 
 __all__ = [
     "POLICIES",
@@ -61,7 +61,7 @@ __all__ = [
     "Admit",
     "BatchState",
     "BlockedRequest",
-    "CalibratedScheduler",
+    "CalibratedDecider",
     "Calibration",
     "Candidate",
     "ClassAttainment",
@@ -78,23 +78,23 @@ __all__ = [
     "Fcfs",
     "Hrrn",
     "JudgedPrediction",
+    "LoopStatistics",
     "Observation",
     "Policy",
     "PolicyOptions",
     "PredictionError",
     "PrefillBatch",
     "PrefillCost",
+    "PrefillDecider",
     "PrefillRequest",
-    "PrefillScheduler",
     "Reject",
     "Release",
     "ResumeBatch",
+    "RoundView",
     "RunDecode",
     "RunningRequest",
     "SEdf",
     "SEdfPaper",
-    "SchedulerStatistics",
-    "SchedulerView",
     "Sjf",
     "Slo",
     "StartBatch",

@@ -17,9 +17,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sglang_flowprefill.core.decider import PrefillDecider
 from sglang_flowprefill.core.request import PrefillRequest
-from sglang_flowprefill.core.scheduler import PrefillScheduler
-from sglang_flowprefill.core.view import SchedulerView
+from sglang_flowprefill.core.view import RoundView
 
 AdmissionMode = Literal["off", "reject", "degrade"]
 
@@ -82,8 +82,8 @@ class AdmissionControl:
     def decide(
         self,
         request: PrefillRequest,
-        scheduler: PrefillScheduler,
-        view: SchedulerView,
+        scheduler: PrefillDecider,
+        view: RoundView,
         now_s: float,
     ) -> AdmissionDecision:
         """Decide on a request that has just arrived and is not in the view yet. Pure.

@@ -16,7 +16,7 @@ buy something. The rules, all in this file:
   room, from anybody who is not immune.
 
 Why every request finishes. A restart count only grows, so drops are finite. An immune request
-starts only once its whole need is free (``PrefillScheduler.must_reserve_all``), so it never
+starts only once its whole need is free (``PrefillDecider.must_reserve_all``), so it never
 lacks memory again and ends whenever it is run. If nothing can run and nothing decodes, all KV is
 held by started batches that lack more, none of them immune; dropping them frees the whole pool,
 and whoever fits into it alone proceeds.

@@ -27,7 +27,7 @@ class ClassAttainment:
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulerStatistics:
+class LoopStatistics:
     """A snapshot.
 
     Attributes:
@@ -63,7 +63,7 @@ class SchedulerStatistics:
 
 @dataclass(slots=True)
 class StatisticsRecorder:
-    """Mutable side of ``SchedulerStatistics``."""
+    """Mutable side of ``LoopStatistics``."""
 
     num_preemptions: int = 0
     num_resumes: int = 0
@@ -95,9 +95,9 @@ class StatisticsRecorder:
         )
         return attained
 
-    def statistics(self) -> SchedulerStatistics:
+    def statistics(self) -> LoopStatistics:
         """Return a frozen snapshot."""
-        return SchedulerStatistics(
+        return LoopStatistics(
             num_events=MappingProxyType(dict(self.num_events)),
             num_rounds_by_cause=MappingProxyType(dict(self.num_rounds_by_cause)),
             num_preemptions=self.num_preemptions,

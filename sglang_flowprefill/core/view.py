@@ -24,7 +24,7 @@ class BlockedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class SchedulerView:
+class RoundView:
     """Everything that a round may look at.
 
     Attributes:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from sglang_flowprefill.core import PrefillRequest, SchedulerStatistics
+from sglang_flowprefill.core import LoopStatistics, PrefillRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +76,4 @@ class SimulationResult:
     blocking_s: tuple[float, ...]
     decode_ends_s: tuple[float, ...]
     max_kv_tokens: int
-    statistics: SchedulerStatistics
+    statistics: LoopStatistics

@@ -1,4 +1,4 @@
-"""The event loop of ``adapter/event_loop.py`` on a simulated machine.
+"""The event loop of ``loop/event_loop.py`` on a simulated machine.
 
 Same rules: a round only after an event, one decision until the next round, a prefill yields at
 the first boundary after an event, a decode step is due as ``core/decode.py`` says. A
@@ -23,13 +23,13 @@ from sglang_flowprefill.core import (
     DropBatches,
     EventKind,
     PrefillBatch,
+    PrefillDecider,
     PrefillRequest,
-    PrefillScheduler,
     Reject,
     ResumeBatch,
+    RoundView,
     RunDecode,
     RunningRequest,
-    SchedulerView,
     StartBatch,
     StatisticsRecorder,
     Wait,
@@ -45,7 +45,7 @@ _EVERYBODY = AdmissionControl()
 
 def simulate(
     arrivals: Iterable[Arrival],
-    scheduler: PrefillScheduler,
+    scheduler: PrefillDecider,
     machine: MachineModel,
     *,
     tpot_slo_s: float = 0.2,
@@ -128,7 +128,7 @@ class Simulation:
 
     def __init__(
         self,
-        scheduler: PrefillScheduler,
+        scheduler: PrefillDecider,
         machine: MachineModel,
         *,
         tpot_slo_s: float = 0.2,
@@ -259,8 +259,8 @@ class Simulation:
         self.recorder.num_rounds_by_cause[cause] += 1
         return self._decide()
 
-    def _view(self) -> SchedulerView:
-        return SchedulerView(
+    def _view(self) -> RoundView:
+        return RoundView(
             waiting=tuple(self.waiting),
             batches=[cursor.prefill for cursor in self._cursors.values()],
             current=None if self._current is None else self._current.prefill,

@@ -115,7 +115,7 @@ class Script(Protocol):
         """Nothing can run: send the next message, or ``engine.stop()``."""
 
     def decide(self, engine: "Engine", view: Any) -> Any:
-        """Return a ``core.Decision`` for a ``core.SchedulerView``."""
+        """Return a ``core.Decision`` for a ``core.RoundView``."""
 
 
 # ---- the test's side ----
@@ -426,16 +426,16 @@ def _extend(answer: Answer, message: Any, index: int) -> None:
 
 def _replace_inputs_of_loop(engine: Engine) -> None:
     """Put the script in the places of event source, policy and clock."""
-    from sglang_flowprefill.adapter import scheduler as product
-    from sglang_flowprefill.adapter.event_loop import EventLoop
-    from sglang_flowprefill.adapter.event_sources import EventSources
+    from sglang_flowprefill.adapter.serving import scheduler as product
     from sglang_flowprefill.core import (
-        CalibratedScheduler,
+        CalibratedDecider,
         Calibration,
         Distortion,
         EventKind,
-        PrefillScheduler,
+        PrefillDecider,
     )
+    from sglang_flowprefill.loop.event_loop import EventLoop
+    from sglang_flowprefill.loop.event_sources import EventSources
 
     class ScriptedSources(EventSources):
         def has_event(self) -> bool:
@@ -446,19 +446,19 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
             engine._on_quiet()
 
     @dataclass(frozen=True)
-    class ScriptedScheduler(PrefillScheduler):
+    class ScriptedScheduler(PrefillDecider):
         def decide(self, view: Any, now_s: float) -> Any:
             engine.own_decision = lambda: super(ScriptedScheduler, self).decide(view, now_s)
             return engine._on_round(view)
 
     class ScriptedLoop(EventLoop):
-        def __init__(self, *, scheduler: CalibratedScheduler, **kwargs: Any) -> None:
+        def __init__(self, *, scheduler: CalibratedDecider, **kwargs: Any) -> None:
             own = scheduler.present
             scripted = ScriptedScheduler(
                 **{f.name: getattr(own, f.name) for f in fields(own) if f.init}
             )
             calibration = Calibration.from_profile(_COST)
-            scheduler = CalibratedScheduler(scripted, calibration, Distortion())
+            scheduler = CalibratedDecider(scripted, calibration, Distortion())
             super().__init__(scheduler=scheduler, clock=engine.clock, **kwargs)
 
         def _collect_events(self) -> None:

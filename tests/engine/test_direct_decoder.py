@@ -41,7 +41,7 @@ def serve(
     is_direct: bool = True,
 ) -> Served:
     """Serve batches in turns, suspended at every boundary; run in a child."""
-    from sglang_flowprefill.adapter import direct_decoder, model_runner
+    from sglang_flowprefill.adapter.model import direct_decoder, model_runner
 
     num_direct = 0
 

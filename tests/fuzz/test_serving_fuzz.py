@@ -15,7 +15,7 @@ from sglang_flowprefill.core import (
     DecodePacing,
     DegradedLast,
     PrefillCost,
-    PrefillScheduler,
+    PrefillDecider,
     make_policy,
 )
 from sglang_flowprefill.core.batching import BatchLimits
@@ -32,7 +32,7 @@ _CLASSES = [(0.05, 100), (0.25, 600), (4.0, 4000), (30.0, 5000)]
 def random_scheduler(rng):
     """Return a scheduler with every feature on or off, and a predictor that is off by a factor."""
     policy = make_policy(rng.choice(list(POLICIES)))
-    return PrefillScheduler(
+    return PrefillDecider(
         DegradedLast(policy) if rng.random() < 0.3 else policy,
         COST.scaled(rng.choice([0.3, 1.0, 1.0, 3.0])),
         BatchLimits(rng.choice([1, 256, 2048])),

@@ -14,8 +14,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from sglang_flowprefill.__main__ import main
-from sglang_flowprefill.adapter.metrics import METRICS, PREFIX
 from sglang_flowprefill.api.state import PAGE_PATH, STATE_PATH, ServerState
+from sglang_flowprefill.observe.metrics import METRICS, PREFIX
 from tests.browser import console_errors
 from tests.integration.serving import REQUEST_TIMEOUT_S, generate_body, serving, tokens
 

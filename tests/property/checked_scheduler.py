@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from sglang_flowprefill.core import PrefillScheduler, ResumeBatch, RunDecode, StartBatch, Wait
+from sglang_flowprefill.core import PrefillDecider, ResumeBatch, RunDecode, StartBatch, Wait
 
 
 @dataclass(frozen=True)
-class CheckedScheduler(PrefillScheduler):
+class CheckedScheduler(PrefillDecider):
     """Raises an ``AssertionError`` at the decision that breaks a promise.
 
     Attributes:

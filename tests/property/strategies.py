@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sglang_flowprefill.core import (
     POLICIES,
     PrefillCost,
-    PrefillScheduler,
+    PrefillDecider,
     SEdf,
     make_policy,
 )
@@ -72,8 +72,8 @@ def schedulers(scheduler_type, *, policies=("s-edf", "fcfs"), **fixed):
 
 
 def plain_schedulers(**kwargs):
-    """Draw a ``PrefillScheduler``."""
-    return schedulers(PrefillScheduler, **kwargs)
+    """Draw a ``PrefillDecider``."""
+    return schedulers(PrefillDecider, **kwargs)
 
 
 def _as_strategies(fixed):

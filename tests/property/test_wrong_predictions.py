@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from sglang_flowprefill.core import PrefillCost, PrefillScheduler, make_policy
+from sglang_flowprefill.core import PrefillCost, PrefillDecider, make_policy
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.sim import Arrival, MachineModel, simulate
 from sglang_flowprefill.testing import make_request
@@ -37,7 +37,7 @@ def trace(load, seed):
 
 def attainment(policy_name, load, factor):
     """Return the share of first tokens in time when predictions are off by a factor."""
-    scheduler = PrefillScheduler(
+    scheduler = PrefillDecider(
         make_policy(policy_name),
         COST.scaled(factor),
         BatchLimits(2048),

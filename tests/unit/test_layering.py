@@ -30,7 +30,7 @@ ALLOWED = {
     "patching": {f"{OURS}.patching", f"{OURS}.errors"},
     "kernels": {f"{OURS}.kernels", f"{OURS}.cache", "torch", "triton"},
     "checks": {
-        f"{OURS}.activation",
+        f"{OURS}.enablement",
         f"{OURS}.checks",
         f"{OURS}.cpu.defaults",
         f"{OURS}.patching",
@@ -40,9 +40,9 @@ ALLOWED = {
     "cache.py": set(),
     "config.py": {f"{OURS}.errors"},
     "errors.py": set(),
-    "activation.py": set(),
+    "enablement.py": set(),
     "testing.py": {f"{OURS}.core"},
-    "__init__.py": {f"{OURS}.activation", f"{OURS}.config", f"{OURS}.errors"},
+    "__init__.py": {f"{OURS}.enablement", f"{OURS}.config", f"{OURS}.errors"},
 }
 
 

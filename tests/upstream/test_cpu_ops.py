@@ -7,7 +7,7 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.rotary_embedding.base import RotaryEmbedding
 from sglang_flowprefill.kernels.cpu.native import load_native
 
-from sglang_flowprefill.adapter.cpu_ops import use_compiled_ops, write_kv
+from sglang_flowprefill.adapter.model.cpu_ops import use_compiled_ops, write_kv
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="no compiled kernels here")
 WIDTH, DIM = 192, 64

@@ -12,8 +12,9 @@ import pytest
 from sglang.srt.layers.layernorm import LayerNorm
 from torch import nn
 
-from sglang_flowprefill.adapter import bare_model, compat, doctor
-from sglang_flowprefill.adapter.profile import StoredProfile, machine_key
+from sglang_flowprefill.adapter import compat, doctor
+from sglang_flowprefill.adapter.model import bare_model
+from sglang_flowprefill.adapter.serving.profile import StoredProfile, machine_key
 from sglang_flowprefill.checks import Status
 from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import PrefillCost

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sglang_flowprefill.adapter.metrics import METRICS, PREFIX
 from sglang_flowprefill.api import state
+from sglang_flowprefill.observe.metrics import METRICS, PREFIX
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("patches/*.md")])

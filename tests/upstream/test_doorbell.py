@@ -7,13 +7,13 @@ import torch
 from sglang.srt.layers.linear import ReplicatedLinear
 from sglang.srt.layers.quantization.unquant import UnquantizedLinearMethod
 
-from sglang_flowprefill.adapter.doorbell import (
+from sglang_flowprefill.adapter.model.doorbell import (
     doorbell_products,
     is_all_linear,
     require_plain_weights,
     stoppable_forward,
 )
-from sglang_flowprefill.adapter.model_runner import _add_tiled_modules
+from sglang_flowprefill.adapter.model.model_runner import _add_tiled_modules
 from sglang_flowprefill.errors import ConfigError
 from sglang_flowprefill.executor import Checkpoint, Cursor, Operator, RowTiling, RunAhead
 from sglang_flowprefill.testing import FakeEngineState

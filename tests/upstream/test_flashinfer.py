@@ -11,7 +11,7 @@ import torch
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang_flowprefill.kernels.flashinfer import prefill_tiles
 
-from sglang_flowprefill.adapter.flashinfer import tile_flashinfer
+from sglang_flowprefill.adapter.model.flashinfer import tile_flashinfer
 from tests.unit.kernels.flashinfer_double import RECORDED, TorchWrapper
 
 HEADS, KV_HEADS, DIM, NUM_TOKENS, NUM_CACHED = 4, 2, 16, 50, 7

@@ -7,7 +7,7 @@ from tests.integration.serving import run_python, serving, tokens
 NEVER_STALE = """
 from types import SimpleNamespace
 from sglang.srt.managers.io_struct import AbortReq, UpdateWeightFromDiskReqInput
-from sglang_flowprefill.adapter import kernels_only
+from sglang_flowprefill.adapter.model import kernels_only
 
 class Packed:
     num_layers, num_forgotten = 1, 0

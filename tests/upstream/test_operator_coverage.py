@@ -8,7 +8,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.layernorm import LayerNorm
 from torch import nn
 
-from sglang_flowprefill.adapter.model_runner import PreemptibleModelRunner
+from sglang_flowprefill.adapter.model.model_runner import PreemptibleModelRunner
 from sglang_flowprefill.errors import UnsupportedSGLangError
 
 WIDTH = 8

@@ -11,8 +11,8 @@ from sglang.srt.layers.quantization.unquant import (
 )
 from sglang_flowprefill.kernels.cpu.packed_linear import can_pack
 
-from sglang_flowprefill.adapter import packed_weights
-from sglang_flowprefill.adapter.packed_weights import PackedWeights
+from sglang_flowprefill.adapter.model import packed_weights
+from sglang_flowprefill.adapter.model.packed_weights import PackedWeights
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.empty(1, 1, dtype=torch.bfloat16)), reason="no bfloat16 products here"

@@ -53,7 +53,7 @@ def test_enabled_replaces_the_scheduler():
     lines = result.stdout.splitlines()
     assert "scheduler FlowPrefillScheduler" in lines
     assert "flags True" in lines
-    assert "attention sglang_flowprefill.adapter.attention" in lines
+    assert "attention sglang_flowprefill.adapter.model.attention" in lines
 
 
 def test_kernels_alone_leave_the_scheduler_stock():
@@ -64,7 +64,7 @@ def test_kernels_alone_leave_the_scheduler_stock():
         "scheduler Scheduler",
         "hooks 3",
         "flags False",
-        "attention sglang_flowprefill.adapter.attention",
+        "attention sglang_flowprefill.adapter.model.attention",
         "adapter False",
     ]
 

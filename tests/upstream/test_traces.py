@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sglang.srt.observability import trace
 from sglang.srt.observability.req_time_stats import RequestStage
-from sglang_flowprefill.adapter import request_traces
+from sglang_flowprefill.adapter.serving import request_traces
 
 def request_with(context):
     return SimpleNamespace(time_stats=SimpleNamespace(trace_ctx=context))

@@ -5,7 +5,7 @@ those names: it subclasses, wraps or renames, and it never copies an upstream bo
 in the adapter asks for a version. Two kinds of modules, since not every process loads a scheduler:
 
 * ``startup_*``: settings, hooks and how this package gets loaded;
-* ``engine_*``: the scheduler, its requests and what a forward pass keeps in globals.
+* ``scheduling_*``: the scheduler, its requests and what a forward pass keeps in globals.
 """
 
 import importlib.metadata
@@ -23,13 +23,13 @@ class Release:
     Attributes:
         version: Of the distribution ``sglang``.
         startup: Module of this package with its start-up names.
-        engine: Module with its scheduler's names.
+        scheduling: Module with its scheduler's names.
         lacks: What works with newer releases only, for the documentation.
     """
 
     version: str
     startup: str
-    engine: str
+    scheduling: str
     lacks: tuple[str, ...] = ()
 
 
@@ -51,9 +51,9 @@ _LACKS_0_5_10 = (
 )
 
 RELEASES = (
-    Release("0.5.10.post1", "startup_0_5_10", "engine_0_5_10", _LACKS_0_5_10),
-    Release("0.5.22", "startup_0_5_23", "engine_0_5_22"),
-    Release("0.5.23", "startup_0_5_23", "engine_0_5_23"),
+    Release("0.5.10.post1", "startup_0_5_10", "scheduling_0_5_10", _LACKS_0_5_10),
+    Release("0.5.22", "startup_0_5_23", "scheduling_0_5_22"),
+    Release("0.5.23", "startup_0_5_23", "scheduling_0_5_23"),
 )
 """Oldest first."""
 
@@ -85,6 +85,6 @@ def startup() -> Any:
     return import_module(f"{__name__}.{installed_release().startup}")
 
 
-def engine() -> Any:
+def scheduling() -> Any:
     """Return the module with the installed release's scheduler names; loads the scheduler."""
-    return import_module(f"{__name__}.{installed_release().engine}")
+    return import_module(f"{__name__}.{installed_release().scheduling}")

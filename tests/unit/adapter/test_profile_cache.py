@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sglang_flowprefill.adapter.profile import PrefillLimits, prefill_profile
+from sglang_flowprefill.adapter.serving.profile import PrefillLimits, prefill_profile
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.executor import ProfileSample, Ranks
 

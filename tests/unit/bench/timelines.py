@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sglang_flowprefill.executor.timeline import (
+from sglang_flowprefill.observe.timeline import (
     OperatorSlice,
     RecordedTimeline,
     RoundInstant,

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from sglang_flowprefill.__main__ import main
-from sglang_flowprefill.adapter.profile import StoredProfile, read_samples
+from sglang_flowprefill.adapter.serving.profile import StoredProfile, read_samples
 from sglang_flowprefill.commands.profile import profile_table
 from sglang_flowprefill.commands.profile_figure import draw_profile
 from sglang_flowprefill.core import PrefillCost

@@ -13,16 +13,16 @@ from sglang_flowprefill.core import (
     DegradedLast,
     Fcfs,
     PrefillCost,
-    PrefillScheduler,
+    PrefillDecider,
     Reject,
-    SchedulerView,
+    RoundView,
     SEdf,
     StartBatch,
 )
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_batch, make_request
 
-S_EDF = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(1000))
+S_EDF = PrefillDecider(SEdf(), MS_PER_TOKEN, BatchLimits(1000))
 FCFS = replace(S_EDF, policy=Fcfs())
 REJECT = AdmissionControl("reject")
 
@@ -33,7 +33,7 @@ EARLIER = [make_request(str(i), ttft_slo_s=2.0, num_uncached_tokens=300) for i i
 def decide(control, request, *, scheduler=S_EDF, now_s=0.0, **view):
     """Decide on one arrival."""
     view.setdefault("waiting", EARLIER)
-    return control.decide(request, scheduler, SchedulerView(**view), now_s)
+    return control.decide(request, scheduler, RoundView(**view), now_s)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_waiting_requests_share_launch_overhead():
     """Ten short prompts fill one batch, and pay its base once."""
     scheduler = replace(S_EDF, cost=PrefillCost(0.1, 0.001, 0.0))
     waiting = [make_request(str(i), ttft_slo_s=1.5, num_uncached_tokens=50) for i in range(10)]
-    view = SchedulerView(waiting=waiting)
+    view = RoundView(waiting=waiting)
     last = make_request("new", ttft_slo_s=9.0)
     assert scheduler.predicted_wait_s(last, view, 0.0) == pytest.approx(0.1 + 0.5)
 
@@ -114,7 +114,7 @@ def test_degrade_admits_the_late_to_be_served_last():
     order = []
     waiting = [degraded, *EARLIER]
     while waiting:
-        decision = scheduler.decide(SchedulerView(waiting=waiting), 0.0)
+        decision = scheduler.decide(RoundView(waiting=waiting), 0.0)
         assert isinstance(decision, StartBatch)
         order.append(decision.requests[0].request_id)
         waiting.remove(decision.requests[0])
@@ -129,7 +129,7 @@ def test_a_degraded_prefill_makes_way_and_does_not_wait_for_ever():
     scheduler = replace(S_EDF, policy=policy)
     for now_s, goes_on in ((0.1, False), (20.0, False), (20.1, True)):
         fresh = make_request("fresh", arrival_s=now_s, ttft_slo_s=30.0)
-        view = SchedulerView(waiting=[fresh], batches=[batch], current=batch)
+        view = RoundView(waiting=[fresh], batches=[batch], current=batch)
         assert isinstance(scheduler.decide(view, now_s), StartBatch) is not goes_on
     assert DegradedLast(Fcfs()).may_preempt is False
 

@@ -9,10 +9,10 @@ from sglang_flowprefill.core import (
     BlockedRequest,
     DecodeView,
     Fcfs,
-    PrefillScheduler,
+    PrefillDecider,
     ResumeBatch,
+    RoundView,
     RunDecode,
-    SchedulerView,
     SEdf,
     Sjf,
     StartBatch,
@@ -21,7 +21,7 @@ from sglang_flowprefill.core import (
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_batch, make_request
 
-S_EDF = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(max_tokens=512))
+S_EDF = PrefillDecider(SEdf(), MS_PER_TOKEN, BatchLimits(max_tokens=512))
 FCFS = replace(S_EDF, policy=Fcfs())
 NOW_S = 0.0
 
@@ -31,7 +31,7 @@ URGENT = make_request("urgent", ttft_slo_s=0.5, num_uncached_tokens=100)
 
 def decide(scheduler=S_EDF, now_s=NOW_S, **view):
     """Decide on a view given by its fields."""
-    return scheduler.decide(SchedulerView(**view), now_s)
+    return scheduler.decide(RoundView(**view), now_s)
 
 
 def started(decision):

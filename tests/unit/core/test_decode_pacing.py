@@ -7,11 +7,11 @@ import pytest
 from sglang_flowprefill.core import (
     DecodePacing,
     DecodeView,
-    PrefillScheduler,
+    PrefillDecider,
     ResumeBatch,
+    RoundView,
     RunDecode,
     RunningRequest,
-    SchedulerView,
     SEdf,
     Slo,
     StartBatch,
@@ -19,7 +19,7 @@ from sglang_flowprefill.core import (
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_batch, make_request
 
-SCHEDULER = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(512))
+SCHEDULER = PrefillDecider(SEdf(), MS_PER_TOKEN, BatchLimits(512))
 
 # ---- when it is due ----
 
@@ -73,7 +73,7 @@ def decide(decode, *, slack_s, now_s=10.0, started=True):
     )
     batch = make_batch(request)
     view = {"batches": [batch], "current": batch} if started else {"waiting": [request]}
-    return SCHEDULER.decide(SchedulerView(decode=decode, **view), now_s)
+    return SCHEDULER.decide(RoundView(decode=decode, **view), now_s)
 
 
 @pytest.mark.parametrize("started", [True, False])
@@ -111,5 +111,5 @@ def test_a_step_that_is_not_due_is_not_weighed():
 
 def test_a_due_step_with_nothing_to_prefill_runs():
     """There is nobody to wait for."""
-    view = SchedulerView(decode=DecodeView(due_s=9.0, step_s=0.05))
+    view = RoundView(decode=DecodeView(due_s=9.0, step_s=0.05))
     assert SCHEDULER.decide(view, 10.0) == RunDecode("decode step due")

@@ -10,11 +10,11 @@ from sglang_flowprefill.core import (
     DecodeView,
     DropBatches,
     Fcfs,
-    PrefillScheduler,
+    PrefillDecider,
     Release,
     ResumeBatch,
+    RoundView,
     RunDecode,
-    SchedulerView,
     SEdf,
     StartBatch,
     Wait,
@@ -24,7 +24,7 @@ from sglang_flowprefill.core.memory import RankedBatch, Shortage, choose_victims
 from sglang_flowprefill.core.policy import Candidate
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_batch, make_request
 
-SCHEDULER = PrefillScheduler(SEdf(), MS_PER_TOKEN, BatchLimits(512), max_restarts=2)
+SCHEDULER = PrefillDecider(SEdf(), MS_PER_TOKEN, BatchLimits(512), max_restarts=2)
 URGENT = make_request("urgent", ttft_slo_s=0.5, num_uncached_tokens=100)
 
 
@@ -44,7 +44,7 @@ def decide(*batches, missing=0, head=URGENT, scheduler=SCHEDULER, now_s=0.0, **v
     blocked = BlockedRequest(head, missing) if missing else None
     waiting = view.pop("waiting", [head])
     return scheduler.decide(
-        SchedulerView(waiting=waiting, batches=batches, blocked=blocked, **view), now_s
+        RoundView(waiting=waiting, batches=batches, blocked=blocked, **view), now_s
     )
 
 
@@ -199,9 +199,9 @@ def test_a_request_turned_away_for_another_reason_does_not_start_again_at_once()
     """Lack of a request row is no lack of KV; a dropped batch gives its rows back too."""
     blocked = BlockedRequest(URGENT, num_missing_tokens=0)
     held = holding(0, 8000)
-    view = SchedulerView(waiting=[URGENT], batches=[held], blocked=blocked)
+    view = RoundView(waiting=[URGENT], batches=[held], blocked=blocked)
     assert dropped(SCHEDULER.decide(view, 0.0)) == [0]
-    view = SchedulerView(waiting=[URGENT], blocked=blocked, decode=DecodeView(due_s=9.0))
+    view = RoundView(waiting=[URGENT], blocked=blocked, decode=DecodeView(due_s=9.0))
     assert SCHEDULER.decide(view, 0.0) == RunDecode("nothing to prefill")
 
 
@@ -319,7 +319,7 @@ def test_decode_takes_memory_from_the_last_in_the_order_that_is_not_immune():
     immune = holding(3, 10, due_s=40.0, num_restarts=2)
     twin = holding(4, 10, due_s=30.0, run_s=0.5)
     victims = [
-        SCHEDULER.choose_victim(SchedulerView(batches=batches), 0.0)
+        SCHEDULER.choose_victim(RoundView(batches=batches), 0.0)
         for batches in ([early, late, immune], [late, twin], [immune], [])
     ]
     assert victims == [2, 4, None, None]

@@ -7,8 +7,8 @@ import pytest
 
 from sglang_flowprefill.core import (
     PrefillCost,
-    PrefillScheduler,
-    SchedulerView,
+    PrefillDecider,
+    RoundView,
     SEdf,
     StartBatch,
 )
@@ -52,7 +52,7 @@ def queue(num_requests, num_tokens=lambda index: 1 + index * 7919 % 3000):
 
 def counting_scheduler(max_tokens=2048):
     """Return a scheduler whose policy and predictor count."""
-    return PrefillScheduler(CountingPolicy(), CountingCost(0.0, 1e-6, 0.0), BatchLimits(max_tokens))
+    return PrefillDecider(CountingPolicy(), CountingCost(0.0, 1e-6, 0.0), BatchLimits(max_tokens))
 
 
 @pytest.mark.parametrize("num_waiting", [10, 100, 1000])
@@ -60,7 +60,7 @@ def test_a_round_asks_the_policy_once_per_waiting_request(num_waiting):
     """And a few times more for each started batch, however long the queue."""
     scheduler = counting_scheduler()
     batches = [make_batch(make_request(f"held {i}"), batch_id=i) for i in range(4)]
-    view = SchedulerView(waiting=queue(num_waiting), batches=batches, current=batches[0])
+    view = RoundView(waiting=queue(num_waiting), batches=batches, current=batches[0])
     scheduler.decide(view, 0.0)
     assert num_waiting <= len(scheduler.policy.calls) <= num_waiting + 5 * len(batches)
 
@@ -69,13 +69,13 @@ def test_a_request_is_predicted_once_in_its_life():
     """Later rounds predict newcomers and members of the batch that starts, nothing else."""
     scheduler = counting_scheduler()
     waiting = queue(500)
-    scheduler.decide(SchedulerView(waiting=waiting), 0.0)
+    scheduler.decide(RoundView(waiting=waiting), 0.0)
     first_round = len(scheduler.cost.calls)
     assert first_round >= 500
     scheduler.cost.calls.clear()
     newcomer = make_request("newcomer", ttft_slo_s=2e3, num_uncached_tokens=5000)
     current = make_batch(make_request("current", ttft_slo_s=1.0), run_s=0.01)
-    view = SchedulerView(waiting=[*waiting, newcomer], batches=[current], current=current)
+    view = RoundView(waiting=[*waiting, newcomer], batches=[current], current=current)
     for now_s in (0.1, 0.2, 0.3):
         scheduler.decide(view, now_s)
     assert scheduler.cost.calls == ["newcomer"]
@@ -84,7 +84,7 @@ def test_a_request_is_predicted_once_in_its_life():
 def test_starting_a_batch_predicts_its_members_only():
     """Those that stay in the queue are not looked at, those that do not fit are not predicted."""
     scheduler = counting_scheduler()
-    view = SchedulerView(waiting=queue(2000))
+    view = RoundView(waiting=queue(2000))
     scheduler.decide(view, 0.0)
     scheduler.cost.calls.clear()
     decision = scheduler.decide(view, 0.0)
@@ -121,7 +121,7 @@ def test_what_is_remembered_does_not_grow_with_all_that_ever_waited():
     scheduler = counting_scheduler()
     for start in range(0, 3000, 30):
         waiting = queue(30 + start)[start:]
-        scheduler.decide(SchedulerView(waiting=waiting), 0.0)
+        scheduler.decide(RoundView(waiting=waiting), 0.0)
     assert len(scheduler._memo._requests) <= 200
     assert set(map(id, scheduler._memo._requests)) == set(scheduler._memo._candidates)
 
@@ -131,5 +131,5 @@ def test_a_round_with_a_memory_decides_as_one_without():
     warm = counting_scheduler()
     waiting = queue(200)
     for num_waiting in (50, 200, 10, 120):
-        view = SchedulerView(waiting=waiting[:num_waiting])
+        view = RoundView(waiting=waiting[:num_waiting])
         assert warm.decide(view, 0.5) == counting_scheduler().decide(view, 0.5)

@@ -1,0 +1,1 @@
+"""Hooks and routes of the process that speaks HTTP."""

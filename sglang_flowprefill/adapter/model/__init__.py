@@ -1,0 +1,1 @@
+"""All that is put on a loaded model."""

@@ -1,0 +1,1 @@
+"""SGLang's scheduler process: overrides, the engine that the loop drives, its composition."""

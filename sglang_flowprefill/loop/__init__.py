@@ -1,0 +1,1 @@
+"""The event loop, its one table of what is in flight, and the engine it speaks to."""

@@ -1,0 +1,254 @@
+"""What a watcher may ask of a running scheduler, kept where another thread can read it.
+
+The scheduler's thread writes, at no more than the price of appending to bounded queues; the thread
+of ``state_socket.py`` takes snapshots. No lock: a writer replaces a whole value or adds one entry,
+and a reader copies a container in one step of the interpreter (``list``, ``tuple``) before it looks
+at its entries. Two numbers of a snapshot may therefore be a moment apart, never half written.
+
+The waiting queue is read from the view of the last scheduling round: SGLang's own queue is taken
+apart while a batch is formed.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sglang_flowprefill import __version__
+from sglang_flowprefill.api.state import (
+    BlockingState,
+    DecodeSlice,
+    PredictionState,
+    PrefillSlice,
+    PrefillState,
+    RoundState,
+    ServerState,
+    SloClassState,
+    WaitingState,
+)
+from sglang_flowprefill.core import (
+    BatchState,
+    ClassAttainment,
+    LoopStatistics,
+    PredictionError,
+    PrefillBatch,
+    PrefillRequest,
+)
+from sglang_flowprefill.loop.inflight import OperatorCursor
+from sglang_flowprefill.observe.timeline import CHUNK_FINISHED
+
+_HISTORY_S = 10.0
+_MAX_HISTORY = 500  # entries of each kind
+_MAX_BLOCKING = 512
+_MAX_WAITING = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counters since the start.
+
+    Attributes:
+        statistics: Of the scheduler.
+        num_arrived: Requests by SLO class.
+        num_rejected: Likewise.
+        num_degraded: Likewise.
+    """
+
+    statistics: LoopStatistics
+    num_arrived: Mapping[str, int]
+    num_rejected: Mapping[str, int]
+    num_degraded: Mapping[str, int]
+
+
+class LiveState:
+    """The present and the last seconds of one scheduler.
+
+    Args:
+        policy: Name of the policy.
+        granularity: Where prefills may be suspended.
+        ttft_slo_ms: Objectives of the known SLO classes.
+        clock: The scheduler's time in seconds.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        granularity: str,
+        ttft_slo_ms: Mapping[str, float],
+        clock: Callable[[], float],
+    ) -> None:
+        self._policy = policy
+        self._granularity = granularity
+        self._ttft_slo_ms = ttft_slo_ms
+        self._clock = clock
+        self._started_s = clock()
+        self._cursors: dict[int, OperatorCursor] = {}
+        self._slice_start_s: float | None = None  # of the prefill that runs
+        self._waiting: Sequence[PrefillRequest] = ()
+        self._num_decoding = 0
+        self._prediction: PredictionError | None = None
+        self._slices: deque[PrefillSlice] = deque(maxlen=_MAX_HISTORY)
+        self._rounds: deque[RoundState] = deque(maxlen=_MAX_HISTORY)
+        self._decodes: deque[DecodeSlice] = deque(maxlen=_MAX_HISTORY)
+        self._blocking_s: deque[float] = deque(maxlen=_MAX_BLOCKING)
+
+    # ---- the scheduler's thread ----
+
+    def on_round(
+        self, round_: RoundState, waiting: Sequence[PrefillRequest], num_decoding: int
+    ) -> None:
+        """A round decided. The queue is kept, so nobody may change it afterwards."""
+        self._rounds.append(round_)
+        self._waiting = waiting
+        self._num_decoding = num_decoding
+
+    def on_resume(self, cursor: OperatorCursor, now_s: float) -> None:
+        """A prefill starts or goes on."""
+        self._cursors[cursor.prefill.batch_id] = cursor
+        self._slice_start_s = now_s
+
+    def on_yield(self, prefill: PrefillBatch, now_s: float, blocking_s: float) -> None:
+        """The running prefill stopped at a boundary."""
+        self._blocking_s.append(blocking_s)
+        self._end_slice(prefill, now_s, "yield")
+
+    def on_end(self, prefill: PrefillBatch, now_s: float, outcome: str) -> None:
+        """A prefill has ended, running or not, or a forward pass of it."""
+        self._end_slice(prefill, now_s, outcome)
+        if outcome != CHUNK_FINISHED:
+            self._cursors.pop(prefill.batch_id, None)
+
+    def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
+        """A decode step ran."""
+        self._decodes.append(DecodeSlice(start_s, end_s, num_requests))
+
+    def on_prediction(self, error: PredictionError) -> None:
+        """The predictor was compared with what a prefill took."""
+        self._prediction = error
+
+    def _end_slice(self, prefill: PrefillBatch, now_s: float, end: str) -> None:
+        start_s, self._slice_start_s = self._slice_start_s, None
+        if start_s is not None:
+            class_name = prefill.requests[0].slo.class_name
+            self._slices.append(PrefillSlice(prefill.batch_id, class_name, start_s, now_s, end))
+
+    def suspended(self) -> list[PrefillBatch]:
+        """Return the prefills that stand suspended."""
+        prefills = [cursor.prefill for cursor in list(self._cursors.values())]
+        return [prefill for prefill in prefills if prefill.state is BatchState.SUSPENDED]
+
+    # ---- any thread ----
+
+    def snapshot(self, totals: Totals) -> ServerState:
+        """Return the picture of this moment."""
+        now_s, statistics = self._clock(), totals.statistics
+        cursors = list(self._cursors.values())
+        started = {request.request_id for c in cursors for request in c.prefill.requests}
+        waiting = [r for r in self._waiting if r.request_id not in started]
+        oldest_s = now_s - _HISTORY_S
+        rounds = [entry for entry in list(self._rounds) if entry.time_s >= oldest_s]
+        return ServerState(
+            version=__version__,
+            policy=self._policy,
+            granularity=self._granularity,
+            time_s=now_s,
+            time_unix_s=time.time(),
+            started_s=self._started_s,
+            num_rounds=statistics.num_rounds,
+            num_events={kind.value: n for kind, n in statistics.num_events.items()},
+            num_preemptions=statistics.num_preemptions,
+            num_resumes=statistics.num_resumes,
+            num_prefills=statistics.num_prefills,
+            num_cancelled=statistics.num_cancelled,
+            num_restarts=statistics.num_restarts,
+            num_decode_steps=statistics.num_decode_steps,
+            num_waiting=len(waiting),
+            num_decoding=self._num_decoding,
+            suspended_bytes=sum(prefill.held_bytes for prefill in self.suspended()),
+            rounds_per_s=_rate(rounds, now_s, self._started_s),
+            history_s=_HISTORY_S,
+            classes=self._classes(totals, waiting),
+            waiting=[_waiting(request, now_s) for request in waiting[:_MAX_WAITING]],
+            prefills=[_prefill(cursor, now_s) for cursor in cursors],
+            slices=[entry for entry in list(self._slices) if entry.end_s >= oldest_s],
+            rounds=rounds,
+            decodes=[entry for entry in list(self._decodes) if entry.end_s >= oldest_s],
+            blocking=_blocking(list(self._blocking_s)),
+            prediction=_prediction(self._prediction),
+        )
+
+    def _classes(self, totals: Totals, waiting: list[PrefillRequest]) -> list[SloClassState]:
+        num_waiting = Counter(request.slo.class_name for request in waiting)
+        attainment = totals.statistics.attainment
+        names = dict.fromkeys([*self._ttft_slo_ms, *totals.num_arrived, *attainment])
+        return [
+            SloClassState(
+                name,
+                self._ttft_slo_ms.get(name),
+                num_arrived=totals.num_arrived.get(name, 0),
+                num_waiting=num_waiting[name],
+                num_finished=attainment.get(name, _NOTHING).num_finished,
+                num_attained=attainment.get(name, _NOTHING).num_attained,
+                num_rejected=totals.num_rejected.get(name, 0),
+                num_degraded=totals.num_degraded.get(name, 0),
+            )
+            for name in names
+        ]
+
+
+_NOTHING = ClassAttainment()
+
+
+def _rate(rounds: list[RoundState], now_s: float, started_s: float) -> float:
+    """Return rounds a second, over as much of the history as there is."""
+    if not rounds:
+        return 0.0
+    is_cut = len(rounds) == _MAX_HISTORY
+    span_s = now_s - rounds[0].time_s if is_cut else min(_HISTORY_S, now_s - started_s)
+    return len(rounds) / max(span_s, 1e-3)
+
+
+def _waiting(request: PrefillRequest, now_s: float) -> WaitingState:
+    return WaitingState(
+        request.request_id,
+        request.slo.class_name,
+        request.num_uncached_tokens,
+        waited_s=now_s - request.arrival_s,
+        slack_s=request.deadline_s - now_s,
+    )
+
+
+def _prefill(cursor: OperatorCursor, now_s: float) -> PrefillState:
+    prefill, execution = cursor.prefill, cursor.execution
+    requests = prefill.requests
+    return PrefillState(
+        prefill.batch_id,
+        [request.request_id for request in requests],
+        requests[0].slo.class_name,
+        "running" if prefill.state is BatchState.RUNNING else "suspended",
+        num_tokens=sum(request.num_uncached_tokens for request in cursor.started_as),
+        num_boundaries=0 if execution is None else execution.num_boundaries,
+        predicted_s=prefill.predicted_s,
+        run_s=prefill.run_s_at(now_s),
+        since_s=prefill.changed_s,
+        slack_s=requests[0].deadline_s - now_s,
+        num_preemptions=prefill.num_preemptions,
+        held_bytes=prefill.held_bytes,
+        is_out_of_memory=prefill.num_missing_tokens > 0,
+    )
+
+
+def _blocking(seconds: list[float]) -> BlockingState:
+    if not seconds:
+        return BlockingState(0, 0.0, 0.0, 0.0)
+    ordered = sorted(seconds)
+    last = len(ordered) - 1
+    return BlockingState(
+        len(ordered), ordered[round(0.5 * last)], ordered[round(0.99 * last)], ordered[last]
+    )
+
+
+def _prediction(error: PredictionError | None) -> PredictionState | None:
+    if error is None:
+        return None
+    return PredictionState(error.num_observations, error.median_absolute, error.bias)
