@@ -6,6 +6,7 @@ FlowPrefillError
 ├── SloError                 a request asks for an impossible SLO: HTTP 400, also a ValueError
 ├── IllegalTransitionError   a prefill batch was driven through an impossible change: a bug here
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
+├── ForwardError             a forward pass raised: its requests get HTTP 500, serving goes on
 ├── RankError                a tensor-parallel rank ended, fell silent or is out of step: stops the
 │                            server
 ├── StateUnavailableError    a running server could not be asked how it is: HTTP 503, or a
@@ -85,3 +86,15 @@ class BenchUnavailableError(FlowPrefillError):
 
 class ModelConversionError(FlowPrefillError):
     """The embedded model could not be made from the installed package."""
+
+
+class ForwardError(FlowPrefillError):
+    """A forward pass raised.
+
+    Attributes:
+        cause: What it raised.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
+        super().__init__(f"the prefill failed with {type(cause).__name__}: {cause}")

@@ -93,7 +93,7 @@ def assert_accounted_for(
     assert all(batch.num_preemptions <= scheduler.max_preemptions for batch in simulation.prefills)
     everybody = [*simulation.waiting, *prefilling]
     assert all(request.num_restarts <= scheduler.max_restarts for request in everybody)
-    statistics = simulation.recorder.statistics()
+    statistics = simulation.statistics.statistics()
     assert statistics.num_rounds <= sum(statistics.num_events.values())
 
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, cast
 
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
 from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
 from sglang_flowprefill.api.state import STATE_PATH
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
+from sglang_flowprefill.core.admission import AdmissionMode
 from sglang_flowprefill.errors import FlowPrefillError, UnsupportedSGLangError
-from sglang_flowprefill.loop.admission import can_reject
 from sglang_flowprefill.observe.state_socket import new_address
 
 _ATTRIBUTE = "_flowprefill"
@@ -136,6 +136,12 @@ def slo_classes_of(record: Any) -> SloClasses:
     """
     config = config_of(record)
     return load_slo_classes(config.slo_config, config.default_ttft_slo_ms)
+
+
+def can_reject(config: FlowPrefillConfig, classes: SloClasses) -> bool:
+    """Tell whether any request may be refused."""
+    modes = classes.admission_modes(cast("AdmissionMode", config.admission))
+    return "reject" in modes or config.max_waiting is not None
 
 
 def config_of(record: Any) -> FlowPrefillConfig:

@@ -116,6 +116,10 @@ class SloClasses:
             return server_mode
         return "off" if entry.overload == "none" else entry.overload
 
+    def admission_modes(self, server_mode: AdmissionMode) -> set[AdmissionMode]:
+        """Return what may become of a hopeless request, of any class or none."""
+        return {server_mode} | {self.admission_mode(name, server_mode) for name in self.by_name}
+
     def weighted_attainment(self, attainment: Mapping[str, ClassAttainment]) -> float | None:
         """Return the share of first tokens in time, each counted as often as its class's weight.
 

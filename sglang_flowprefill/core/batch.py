@@ -6,6 +6,7 @@
                       v     |
                      SUSPENDED
     READY, SUSPENDED --cancel--> CANCELLED
+    RUNNING --fail--> FAILED
 
 A prompt that is prefilled in several forward passes, one chunk after the other, is still one
 batch: it runs, and stands suspended between its chunks as between two operators. There it may
@@ -31,6 +32,7 @@ class BatchState(Enum):
     SUSPENDED = "suspended"
     FINISHED = "finished"
     CANCELLED = "cancelled"
+    FAILED = "failed"
 
 
 class BatchChange(Enum):
@@ -40,6 +42,7 @@ class BatchChange(Enum):
     YIELD = "yield"
     FINISH = "finish"
     CANCEL = "cancel"
+    FAIL = "fail"
 
 
 _NEXT_STATE = {
@@ -47,6 +50,7 @@ _NEXT_STATE = {
     (BatchState.SUSPENDED, BatchChange.RESUME): BatchState.RUNNING,
     (BatchState.RUNNING, BatchChange.YIELD): BatchState.SUSPENDED,
     (BatchState.RUNNING, BatchChange.FINISH): BatchState.FINISHED,
+    (BatchState.RUNNING, BatchChange.FAIL): BatchState.FAILED,
     (BatchState.READY, BatchChange.CANCEL): BatchState.CANCELLED,
     (BatchState.SUSPENDED, BatchChange.CANCEL): BatchState.CANCELLED,
 }

@@ -5,8 +5,10 @@ from typing import Any
 
 from sglang_flowprefill.core.calibration import Calibration, Observation, PredictionError
 from sglang_flowprefill.core.decider import PrefillDecider
+from sglang_flowprefill.core.decision import Decision
 from sglang_flowprefill.core.distortion import Distortion
 from sglang_flowprefill.core.predictor import PrefillCost
+from sglang_flowprefill.core.view import RoundView
 
 
 class CalibratedDecider:
@@ -29,16 +31,20 @@ class CalibratedDecider:
         self.present = scheduler
         self._use(calibration.cost)
 
-    @property
-    def error(self) -> PredictionError:
-        """How far recent predictions were off."""
-        return self._calibration.error
+    def decide(self, view: RoundView, now_s: float) -> Decision:
+        """Decide what runs next."""
+        return self.present.decide(view, now_s)
 
-    def learn(self, observation: Observation) -> None:
-        """Take in a prefill that ended; take a new cost into use once it has moved."""
+    def learn(self, observation: Observation) -> PredictionError:
+        """Take in a prefill that ended; take a new cost into use once it has moved.
+
+        Returns:
+            How far recent predictions were off.
+        """
         self._calibration = self._calibration.observed(observation)
         if self._calibration.has_moved_from(self._cost):
             self._use(self._calibration.cautious_cost)
+        return self._calibration.error
 
     def describe(self) -> dict[str, Any]:
         """Return coefficients, errors and recent predictions as plain values."""

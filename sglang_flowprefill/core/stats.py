@@ -36,8 +36,9 @@ class LoopStatistics:
         num_preemptions: Times other work was put in front of an unfinished prefill.
         num_resumes: Times a suspended prefill went on, also with its next chunk.
         num_prefills: Prefill batches that ended.
-        num_cancelled: Prefill batches that were cancelled, because all members were aborted or
-            their memory was needed.
+        num_cancelled: Prefill batches that were given up because all members were aborted.
+        num_dropped: Prefill batches that were given up for their memory; their requests start over.
+        num_failed: Prefill batches whose forward pass raised.
         num_restarts: Requests that lost an unfinished prefill to somebody else's need of memory.
         lost_s: Seconds of prefill that were run and thrown away with them.
         num_decode_steps: Decode steps run.
@@ -50,6 +51,8 @@ class LoopStatistics:
     num_resumes: int
     num_prefills: int
     num_cancelled: int
+    num_dropped: int
+    num_failed: int
     num_decode_steps: int
     num_restarts: int
     lost_s: float
@@ -69,6 +72,8 @@ class StatisticsRecorder:
     num_resumes: int = 0
     num_prefills: int = 0
     num_cancelled: int = 0
+    num_dropped: int = 0
+    num_failed: int = 0
     num_decode_steps: int = 0
     num_restarts: int = 0
     lost_s: float = 0.0
@@ -80,8 +85,9 @@ class StatisticsRecorder:
         """Count a batch that is about to run, if it ran before."""
         self.num_resumes += batch.state is BatchState.SUSPENDED
 
-    def on_restart(self, batch: PrefillBatch) -> None:
-        """Count a cancelled batch whose requests wait again, as a restart of each of them."""
+    def on_drop(self, batch: PrefillBatch) -> None:
+        """Count a batch that was given up for its memory, as a restart of each of its requests."""
+        self.num_dropped += 1
         self.num_restarts += len(batch.requests)
         self.lost_s += batch.run_s
 
@@ -104,6 +110,8 @@ class StatisticsRecorder:
             num_resumes=self.num_resumes,
             num_prefills=self.num_prefills,
             num_cancelled=self.num_cancelled,
+            num_dropped=self.num_dropped,
+            num_failed=self.num_failed,
             num_decode_steps=self.num_decode_steps,
             num_restarts=self.num_restarts,
             lost_s=self.lost_s,

@@ -1,58 +1,66 @@
-"""Admission with each SLO class's own word on what becomes of a hopeless request."""
+"""SLO admission of a burst of new requests, each by the mode of its class."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
-from sglang_flowprefill.api.slo import SloClasses
-from sglang_flowprefill.config import FlowPrefillConfig
 from sglang_flowprefill.core import (
     AdmissionControl,
     AdmissionDecision,
+    Admit,
+    Degrade,
     PrefillDecider,
     PrefillRequest,
+    Reject,
     RoundView,
 )
 from sglang_flowprefill.core.admission import AdmissionMode
 
 
 @dataclass(frozen=True, slots=True)
-class AdmissionByClass:
-    """Judges a new request by the mode of its class.
+class Admission:
+    """Judges new requests.
 
     Attributes:
-        control: With the server's mode.
-        classes: Of the server.
+        control: Rules with the server's mode.
+        mode_of: Returns the mode of an SLO class, given its name and the server's mode.
     """
 
     control: AdmissionControl
-    classes: SloClasses
+    mode_of: Callable[[str, AdmissionMode], AdmissionMode]
 
-    def decide(
+    def judge(
         self,
-        request: PrefillRequest,
-        scheduler: PrefillDecider,
+        arrivals: Sequence[PrefillRequest],
         view: RoundView,
+        decider: PrefillDecider,
         now_s: float,
+    ) -> list[tuple[PrefillRequest, Degrade | Reject]]:
+        """Return those that are not admitted like any other, with the verdict on each.
+
+        Args:
+            arrivals: Requests that are new, in order of arrival; each sees those before it.
+            view: What a round would see now. Arrivals that wait no more are not judged.
+            decider: Predicts what goes before a request.
+            now_s: Current time in seconds.
+        """
+        new = {request.request_id for request in arrivals}
+        waiting = [request for request in view.waiting if request.request_id not in new]
+        still_new = new.intersection(request.request_id for request in view.waiting)
+        verdicts: list[tuple[PrefillRequest, Degrade | Reject]] = []
+        for request in arrivals:
+            if request.request_id not in still_new:
+                continue
+            verdict = self._decide(request, replace(view, waiting=waiting), decider, now_s)
+            if isinstance(verdict, Admit):
+                waiting.append(request)
+                continue
+            verdicts.append((request, verdict))
+            if isinstance(verdict, Degrade):
+                waiting.append(replace(request, is_degraded=True))
+        return verdicts
+
+    def _decide(
+        self, request: PrefillRequest, view: RoundView, decider: PrefillDecider, now_s: float
     ) -> AdmissionDecision:
-        """Decide on a request that is not in the view yet."""
-        mode = self.classes.admission_mode(request.slo.class_name, self.control.mode)
-        return replace(self.control, mode=mode).decide(request, scheduler, view, now_s)
-
-
-def admission_modes(config: FlowPrefillConfig, classes: SloClasses) -> set[AdmissionMode]:
-    """Return what may become of a hopeless request, of any class or none."""
-    server_mode = cast("AdmissionMode", config.admission)
-    return {server_mode} | {classes.admission_mode(name, server_mode) for name in classes.by_name}
-
-
-def can_reject(config: FlowPrefillConfig, classes: SloClasses) -> bool:
-    """Tell whether any request may be refused."""
-    return "reject" in admission_modes(config, classes) or config.max_waiting is not None
-
-
-def admission_of(config: FlowPrefillConfig, classes: SloClasses) -> AdmissionByClass | None:
-    """Return what judges new requests; None if every one is admitted."""
-    if admission_modes(config, classes) == {"off"} and config.max_waiting is None:
-        return None
-    control = AdmissionControl(cast("AdmissionMode", config.admission), config.max_waiting)
-    return AdmissionByClass(control, classes)
+        mode = self.mode_of(request.slo.class_name, self.control.mode)
+        return replace(self.control, mode=mode).decide(request, decider, view, now_s)

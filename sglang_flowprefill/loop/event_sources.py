@@ -1,8 +1,8 @@
 """Where the scheduler process hears of events, merged behind one interface.
 
-    messages   ZMQ sockets: arrivals, aborts, control messages
     timer      a decode step or a review is due
-    grammars   SGLang's grammar compiler threads
+    messages   arrivals, aborts, control messages (the engine's own source)
+    grammars   grammar compiler threads
     memory     KV memory came free that somebody waits for
     the loop   completions and cancellations, which it ``post``s itself
 
@@ -15,17 +15,13 @@ All on the scheduler's own thread: ZMQ sockets are not thread-safe.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
-
-import zmq
 
 from sglang_flowprefill.core import Event, EventKind
 
 _LOOK_INTERVAL_S = 1e-4  # looking takes 5 us, an operator over a few tokens not much longer
 _GRAMMAR_POLL_S = 0.02
-_POLLIN = int(zmq.POLLIN)  # an enum's own & costs a microsecond, at every boundary
 
 
 class Source(Protocol):
@@ -44,45 +40,6 @@ class Source(Protocol):
     def take(self, now_s: float) -> Iterable[EventKind]:
         """Return what has happened since the last call, each once."""
         ...
-
-
-class MessageSource:
-    """The scheduler's input sockets.
-
-    Args:
-        sockets: Empty on tensor-parallel followers, whose messages reach them through the leader.
-        receive: Takes in what has come and returns the kind of each message.
-    """
-
-    name = "message"
-
-    def __init__(
-        self, sockets: Sequence[zmq.Socket], receive: Callable[[], Iterable[EventKind]]
-    ) -> None:
-        self._sockets = list(sockets)
-        self._receive = receive
-        self._poller = zmq.Poller()
-        for socket in self._sockets:
-            self._poller.register(socket, zmq.POLLIN)
-
-    def is_ready(self, now_s: float) -> bool:  # noqa: ARG002 (protocol)
-        """Tell whether a message waits.
-
-        The raw file descriptor of a ZMQ socket is edge-triggered; EVENTS is the reliable test.
-        """
-        return any(socket.getsockopt(zmq.EVENTS) & _POLLIN for socket in self._sockets)
-
-    def take(self, now_s: float) -> Iterable[EventKind]:  # noqa: ARG002 (protocol)
-        """Take in all messages that have come."""
-        return self._receive()
-
-    def wait(self, timeout_s: float) -> None:
-        """Sleep until a message comes, or the timeout.
-
-        Without sockets return at once: a follower waits in the loop's next broadcast instead.
-        """
-        if self._sockets:
-            self._poller.poll(timeout_s * 1000)
 
 
 class TimerSource:
@@ -151,11 +108,11 @@ class MemorySource:
         """Somebody has just been turned away for want of memory."""
         self._room_before = self._room()
 
-    def is_ready(self, now_s: float) -> bool:  # noqa: ARG002 (protocol)
+    def is_ready(self, now_s: float) -> bool:
         """Never at a boundary: a running prefill frees nothing for others."""
         return False
 
-    def take(self, now_s: float) -> Iterable[EventKind]:  # noqa: ARG002 (protocol)
+    def take(self, now_s: float) -> Iterable[EventKind]:
         """Say so once there is more of anything than when somebody was turned away."""
         before = self._room_before
         if before is None or not any(
@@ -170,33 +127,33 @@ class EventSources:
     """All sources as one.
 
     Args:
-        messages: Also what an idle scheduler sleeps on.
-        grammars: See the module docstring, like the others.
-        memory: Likewise.
-        clock: Seconds, monotonic.
+        sources: The engine's own; the timer and memory are added.
+        memory: Told by the loop when somebody is turned away.
+        wait: Sleeps until a message comes, for this many seconds at most.
+        clock: Monotonic time in seconds.
 
     Attributes:
         timer: Armed by the loop.
-        memory: Told by the loop when somebody is turned away.
+        memory: As given.
         cause: Name of the source that the last positive answer was about.
-        last_quiet_s: When nothing had happened the last time that somebody looked.
+        last_quiet_s: Time at which nothing had happened the last time that somebody looked.
     """
 
     def __init__(
         self,
-        messages: MessageSource,
-        grammars: GrammarSource,
+        sources: Sequence[Source],
         memory: MemorySource,
-        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None],
+        clock: Callable[[], float],
     ) -> None:
         self.timer = TimerSource()
         self.memory = memory
         self.cause = ""
         self.last_quiet_s = 0.0
         self._next_look_s = 0.0
-        self._messages = messages
+        self._wait = wait
         self._clock = clock
-        self._sources: Sequence[Source] = (self.timer, messages, grammars, memory)
+        self._sources: Sequence[Source] = (self.timer, *sources, memory)
         self._posted: list[Event] = []
 
     def start_slice(self) -> None:
@@ -221,9 +178,19 @@ class EventSources:
         self._next_look_s = now_s + _LOOK_INTERVAL_S
         return False
 
+    def note_yield(self, cause: str, event_s: float) -> None:
+        """Note what an engine knows that need not look: the cause of a yield, and its time."""
+        self.cause = cause
+        self.last_quiet_s = event_s
+
     def post(self, kind: EventKind) -> None:
         """Note what the loop itself has done."""
         self._posted.append(Event(kind, self._clock()))
+
+    def take_posted(self) -> list[Event]:
+        """Return what the loop has done since the last call."""
+        taken, self._posted = self._posted, []
+        return taken
 
     def take(self) -> list[Event]:
         """Return everything that has happened since the last call, in the order noticed."""
@@ -231,19 +198,9 @@ class EventSources:
         for source in self._sources:
             now_s = self._clock()
             taken += [Event(kind, now_s) for kind in source.take(now_s)]
-        taken += self._posted  # taking messages in may have posted more
-        self._posted.clear()
+        taken += self.take_posted()
         return sorted(taken, key=lambda event: event.time_s)
 
     def wait(self, timeout_s: float) -> None:
         """Sleep until a message comes or the timeout is over."""
-        self._messages.wait(timeout_s)
-
-
-class StressEventSources(EventSources):
-    """Interrupts at every boundary: for tests that results do not depend on where that happens."""
-
-    def has_event(self) -> bool:
-        """Say yes, always."""
-        self.cause = "stress"
-        return True
+        self._wait(timeout_s)

@@ -1,84 +1,99 @@
-"""One prefill in flight: SGLang's batch, the policy's batch and the suspended stack together.
+"""The one table of prefills in flight: started and unfinished, running or suspended.
 
-A prompt longer than a chunk runs as several forward passes, one after the other, under one
-cursor. Between two of them the cursor stands suspended like at any boundary, only without a
-stack; its KV so far is in the prefix cache, and the next chunk gets memory when it starts.
+Nothing else in the process remembers them. The loop alone writes; the engine's bookkeeping, the
+observers and the thread that answers for live state read. A cursor that leaves the table must have
+ended or been given back by its engine: the stack of one that is merely forgotten stays in memory
+with all its tensors.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic
 
-from sglang_flowprefill.adapter.model.forward_state import BatchFingerprint
-from sglang_flowprefill.core import PrefillBatch, PrefillRequest
-from sglang_flowprefill.core.batch import BatchChange
-from sglang_flowprefill.executor import Cursor
+from sglang_flowprefill.core import BatchState, PrefillBatch, PrefillRequest
+from sglang_flowprefill.loop.engine import Started
 
 
 @dataclass(slots=True, eq=False)
-class OperatorCursor:
-    """A prefill batch between its start and its result.
+class OperatorCursor(Generic[Started]):
+    """A prefill between its start and its result.
 
     Attributes:
-        prefill: The policy's view: state, time run, members.
-        reqs: SGLang's requests that are not through their prefill yet.
-        batch: SGLang's ``ScheduleBatch`` of the current or last forward pass. It owns KV slots,
-            request rows and radix locks.
-        execution: The current forward pass; None between two chunks.
-        started_as: The policy's view of the members at the start, before any chunk was cached.
-        rest: The request of which this forward pass computes a chunk that is not its last.
+        prefill: The policy's account of it: state, time run, members.
+        work: What the engine keeps of it.
+        started_as: Its members at the start, before any chunk was cached.
         num_forwards: Forward passes started.
+        is_preempted: True from a preemption until it goes on.
     """
 
     prefill: PrefillBatch
-    reqs: list[Any]
-    batch: Any
-    execution: Cursor[Any] | None
+    work: Started
     started_as: tuple[PrefillRequest, ...]
-    rest: Any = None
     num_forwards: int = 1
-    _fingerprint: BatchFingerprint | None = field(default=None)
+    is_preempted: bool = False
 
-    def __post_init__(self) -> None:
-        self.rest = self.batch.chunked_req
 
-    def start_forward(self, batch: Any, execution: Cursor[Any]) -> None:
-        """Go on with the next chunk."""
-        self.batch, self.execution, self.rest = batch, execution, batch.chunked_req
-        self.num_forwards += 1
+AnyCursor = OperatorCursor[Any]
+"""A cursor of whatever engine, as observers see it."""
 
-    def end_forward(self) -> Any:
-        """Return what the forward pass returned. Only what needs another one stays a member."""
-        assert self.execution is not None
-        result = self.execution.result
-        self.reqs = [] if self.rest is None else [self.rest]
-        self.execution = self._fingerprint = None
-        return result
 
-    def run_slice(self, clock: Callable[[], float], req_to_token: Any, *, check: bool) -> bool:
-        """Run until the forward pass ends or an event wants the scheduler.
+class InflightTable(Generic[Started]):
+    """Every prefill in flight, by the id of its batch, oldest first.
+
+    Attributes:
+        current: The one that ran last, if it has not ended.
+    """
+
+    def __init__(self) -> None:
+        self._cursors: dict[int, OperatorCursor[Started]] = {}
+        self._next_batch_id = 0
+        self.current: OperatorCursor[Started] | None = None
+
+    def __len__(self) -> int:
+        return len(self._cursors)
+
+    def __iter__(self) -> Iterator[OperatorCursor[Started]]:
+        """Walk over a copy, which any thread may take while the loop changes the table."""
+        return iter(list(self._cursors.values()))
+
+    def __getitem__(self, batch_id: int) -> OperatorCursor[Started]:
+        return self._cursors[batch_id]
+
+    def __contains__(self, cursor: OperatorCursor[Started]) -> bool:
+        return self._cursors.get(cursor.prefill.batch_id) is cursor
+
+    @property
+    def batches(self) -> list[PrefillBatch]:
+        """The policy's account of each."""
+        return [cursor.prefill for cursor in self._cursors.values()]
+
+    def suspended(self) -> list[PrefillBatch]:
+        """Return the batches that stand suspended. May be called in any thread."""
+        return [c.prefill for c in self if c.prefill.state is BatchState.SUSPENDED]
+
+    def open(self, work: Started, predicted_s: float, release_s: float) -> OperatorCursor[Started]:
+        """Enter what the engine has started.
 
         Args:
-            clock: The scheduler's time in seconds.
-            req_to_token: ``[num_rows, max_context_len]``, for the debug check.
-            check: Verify that nothing changed while suspended.
-
-        Returns:
-            True if the forward pass has ended.
+            work: The prefill.
+            predicted_s: Predicted seconds of the whole prefill.
+            release_s: Expected seconds from its end until its KV comes free.
         """
-        assert self.execution is not None
-        if self._fingerprint is not None:
-            self._fingerprint.verify()
-        self.prefill.apply(BatchChange.RESUME, clock())
-        has_ended = self.execution.resume()
-        is_finished = has_ended and self.rest is None
-        self.prefill.apply(BatchChange.FINISH if is_finished else BatchChange.YIELD, clock())
-        if check and not has_ended:
-            self._fingerprint = BatchFingerprint(self.batch, req_to_token)
-        return has_ended
+        prefill = PrefillBatch(
+            self._next_batch_id,
+            work.requests,
+            predicted_s,
+            num_kv_tokens=work.num_kv_tokens,
+            held_bytes=work.held_bytes,
+            release_s=release_s,
+        )
+        self._next_batch_id += 1
+        cursor = OperatorCursor(prefill, work, work.requests)
+        self._cursors[prefill.batch_id] = cursor
+        return cursor
 
-    def cancel(self, now_s: float) -> None:
-        """Abandon the forward pass. The caller releases what the requests own."""
-        if self.execution is not None:
-            self.execution.cancel()
-        self.prefill.apply(BatchChange.CANCEL, now_s)
+    def close(self, cursor: OperatorCursor[Started]) -> None:
+        """Take out what has ended or is about to be given back."""
+        del self._cursors[cursor.prefill.batch_id]
+        if self.current is cursor:
+            self.current = None

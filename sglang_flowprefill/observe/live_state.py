@@ -12,7 +12,7 @@ apart while a batch is formed.
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from sglang_flowprefill import __version__
 from sglang_flowprefill.api.state import (
@@ -29,12 +29,13 @@ from sglang_flowprefill.api.state import (
 from sglang_flowprefill.core import (
     BatchState,
     ClassAttainment,
-    LoopStatistics,
     PredictionError,
     PrefillBatch,
     PrefillRequest,
 )
-from sglang_flowprefill.loop.inflight import OperatorCursor
+from sglang_flowprefill.loop.inflight import AnyCursor, InflightTable
+from sglang_flowprefill.loop.observer import Observer, Round
+from sglang_flowprefill.loop.statistics import StatisticsObserver
 from sglang_flowprefill.observe.timeline import CHUNK_FINISHED
 
 _HISTORY_S = 10.0
@@ -43,31 +44,15 @@ _MAX_BLOCKING = 512
 _MAX_WAITING = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Counters since the start.
-
-    Attributes:
-        statistics: Of the scheduler.
-        num_arrived: Requests by SLO class.
-        num_rejected: Likewise.
-        num_degraded: Likewise.
-    """
-
-    statistics: LoopStatistics
-    num_arrived: Mapping[str, int]
-    num_rejected: Mapping[str, int]
-    num_degraded: Mapping[str, int]
-
-
-class LiveState:
+class LiveState(Observer):
     """The present and the last seconds of one scheduler.
 
     Args:
         policy: Name of the policy.
         granularity: Where prefills may be suspended.
-        ttft_slo_ms: Objectives of the known SLO classes.
+        ttft_slo_ms: Objectives of the known SLO classes, in milliseconds.
         clock: The scheduler's time in seconds.
+        inflight: The table of prefills in flight; it is read, in any thread.
     """
 
     def __init__(
@@ -76,54 +61,58 @@ class LiveState:
         granularity: str,
         ttft_slo_ms: Mapping[str, float],
         clock: Callable[[], float],
+        inflight: InflightTable[Any],
     ) -> None:
         self._policy = policy
         self._granularity = granularity
         self._ttft_slo_ms = ttft_slo_ms
         self._clock = clock
         self._started_s = clock()
-        self._cursors: dict[int, OperatorCursor] = {}
+        self._inflight = inflight
         self._slice_start_s: float | None = None  # of the prefill that runs
         self._waiting: Sequence[PrefillRequest] = ()
-        self._num_decoding = 0
+        self._num_running = 0
         self._prediction: PredictionError | None = None
         self._slices: deque[PrefillSlice] = deque(maxlen=_MAX_HISTORY)
         self._rounds: deque[RoundState] = deque(maxlen=_MAX_HISTORY)
         self._decodes: deque[DecodeSlice] = deque(maxlen=_MAX_HISTORY)
         self._blocking_s: deque[float] = deque(maxlen=_MAX_BLOCKING)
 
-    # ---- the scheduler's thread ----
+    def on_round(self, round_: Round) -> None:
+        """Keep a round, and the queue that it saw, which nobody changes afterwards."""
+        duration_s = round_.end_s - round_.start_s
+        cause, decision = round_.events[0].kind.value, type(round_.decision).__name__
+        self._rounds.append(RoundState(round_.start_s, cause, decision, duration_s))
+        self._waiting = round_.view.waiting
+        self._num_running = round_.num_running
 
-    def on_round(
-        self, round_: RoundState, waiting: Sequence[PrefillRequest], num_decoding: int
-    ) -> None:
-        """A round decided. The queue is kept, so nobody may change it afterwards."""
-        self._rounds.append(round_)
-        self._waiting = waiting
-        self._num_decoding = num_decoding
-
-    def on_resume(self, cursor: OperatorCursor, now_s: float) -> None:
-        """A prefill starts or goes on."""
-        self._cursors[cursor.prefill.batch_id] = cursor
+    def on_resume(self, cursor: AnyCursor, now_s: float, reason: str) -> None:
+        """Begin a slice."""
         self._slice_start_s = now_s
 
-    def on_yield(self, prefill: PrefillBatch, now_s: float, blocking_s: float) -> None:
-        """The running prefill stopped at a boundary."""
+    def on_yield(self, cursor: AnyCursor, now_s: float, cause: str, blocking_s: float) -> None:
+        """End a slice at a boundary."""
         self._blocking_s.append(blocking_s)
-        self._end_slice(prefill, now_s, "yield")
+        self._end_slice(cursor.prefill, now_s, "yield")
 
-    def on_end(self, prefill: PrefillBatch, now_s: float, outcome: str) -> None:
-        """A prefill has ended, running or not, or a forward pass of it."""
-        self._end_slice(prefill, now_s, outcome)
-        if outcome != CHUNK_FINISHED:
-            self._cursors.pop(prefill.batch_id, None)
+    def on_chunk_end(self, cursor: AnyCursor, now_s: float) -> None:
+        """End the last slice of a forward pass."""
+        self._end_slice(cursor.prefill, now_s, CHUNK_FINISHED)
+
+    def on_prefill_end(self, cursor: AnyCursor, now_s: float) -> None:
+        """End the last slice of a prefill."""
+        self._end_slice(cursor.prefill, now_s, "finished")
+
+    def on_failure(self, cursor: AnyCursor, now_s: float, error: Exception) -> None:
+        """End a slice whose forward pass raised."""
+        self._end_slice(cursor.prefill, now_s, "failed")
 
     def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
-        """A decode step ran."""
+        """Keep a decode step."""
         self._decodes.append(DecodeSlice(start_s, end_s, num_requests))
 
     def on_prediction(self, error: PredictionError) -> None:
-        """The predictor was compared with what a prefill took."""
+        """Keep how wrong recent predictions were."""
         self._prediction = error
 
     def _end_slice(self, prefill: PrefillBatch, now_s: float, end: str) -> None:
@@ -132,17 +121,14 @@ class LiveState:
             class_name = prefill.requests[0].slo.class_name
             self._slices.append(PrefillSlice(prefill.batch_id, class_name, start_s, now_s, end))
 
-    def suspended(self) -> list[PrefillBatch]:
-        """Return the prefills that stand suspended."""
-        prefills = [cursor.prefill for cursor in list(self._cursors.values())]
-        return [prefill for prefill in prefills if prefill.state is BatchState.SUSPENDED]
+    def snapshot(self, counted: StatisticsObserver) -> ServerState:
+        """Return the picture of this moment. May be called in any thread.
 
-    # ---- any thread ----
-
-    def snapshot(self, totals: Totals) -> ServerState:
-        """Return the picture of this moment."""
-        now_s, statistics = self._clock(), totals.statistics
-        cursors = list(self._cursors.values())
+        Args:
+            counted: The statistics, which this reads beside its own books.
+        """
+        now_s, statistics = self._clock(), counted.statistics()
+        cursors = list(self._inflight)
         started = {request.request_id for c in cursors for request in c.prefill.requests}
         waiting = [r for r in self._waiting if r.request_id not in started]
         oldest_s = now_s - _HISTORY_S
@@ -163,11 +149,11 @@ class LiveState:
             num_restarts=statistics.num_restarts,
             num_decode_steps=statistics.num_decode_steps,
             num_waiting=len(waiting),
-            num_decoding=self._num_decoding,
-            suspended_bytes=sum(prefill.held_bytes for prefill in self.suspended()),
+            num_decoding=self._num_running,
+            suspended_bytes=sum(prefill.held_bytes for prefill in self._inflight.suspended()),
             rounds_per_s=_rate(rounds, now_s, self._started_s),
             history_s=_HISTORY_S,
-            classes=self._classes(totals, waiting),
+            classes=self._classes(counted, statistics.attainment, waiting),
             waiting=[_waiting(request, now_s) for request in waiting[:_MAX_WAITING]],
             prefills=[_prefill(cursor, now_s) for cursor in cursors],
             slices=[entry for entry in list(self._slices) if entry.end_s >= oldest_s],
@@ -177,20 +163,25 @@ class LiveState:
             prediction=_prediction(self._prediction),
         )
 
-    def _classes(self, totals: Totals, waiting: list[PrefillRequest]) -> list[SloClassState]:
+    def _classes(
+        self,
+        counted: StatisticsObserver,
+        attainment: Mapping[str, ClassAttainment],
+        waiting: list[PrefillRequest],
+    ) -> list[SloClassState]:
         num_waiting = Counter(request.slo.class_name for request in waiting)
-        attainment = totals.statistics.attainment
-        names = dict.fromkeys([*self._ttft_slo_ms, *totals.num_arrived, *attainment])
+        num_arrived = dict(counted.num_arrived)
+        names = dict.fromkeys([*self._ttft_slo_ms, *num_arrived, *attainment])
         return [
             SloClassState(
                 name,
                 self._ttft_slo_ms.get(name),
-                num_arrived=totals.num_arrived.get(name, 0),
+                num_arrived=num_arrived.get(name, 0),
                 num_waiting=num_waiting[name],
                 num_finished=attainment.get(name, _NOTHING).num_finished,
                 num_attained=attainment.get(name, _NOTHING).num_attained,
-                num_rejected=totals.num_rejected.get(name, 0),
-                num_degraded=totals.num_degraded.get(name, 0),
+                num_rejected=counted.num_rejected[name],
+                num_degraded=counted.num_degraded[name],
             )
             for name in names
         ]
@@ -218,8 +209,8 @@ def _waiting(request: PrefillRequest, now_s: float) -> WaitingState:
     )
 
 
-def _prefill(cursor: OperatorCursor, now_s: float) -> PrefillState:
-    prefill, execution = cursor.prefill, cursor.execution
+def _prefill(cursor: AnyCursor, now_s: float) -> PrefillState:
+    prefill = cursor.prefill
     requests = prefill.requests
     return PrefillState(
         prefill.batch_id,
@@ -227,7 +218,7 @@ def _prefill(cursor: OperatorCursor, now_s: float) -> PrefillState:
         requests[0].slo.class_name,
         "running" if prefill.state is BatchState.RUNNING else "suspended",
         num_tokens=sum(request.num_uncached_tokens for request in cursor.started_as),
-        num_boundaries=0 if execution is None else execution.num_boundaries,
+        num_boundaries=cursor.work.num_boundaries,
         predicted_s=prefill.predicted_s,
         run_s=prefill.run_s_at(now_s),
         since_s=prefill.changed_s,

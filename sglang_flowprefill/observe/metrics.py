@@ -9,14 +9,25 @@ folder must be in the environment before that library is first imported: hence t
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sglang_flowprefill.core import EventKind, PredictionError, PrefillBatch, PrefillRequest
+from sglang_flowprefill.core import (
+    BatchState,
+    Degrade,
+    EventKind,
+    PredictionError,
+    PrefillBatch,
+    PrefillRequest,
+    Reject,
+)
 from sglang_flowprefill.core.admission import DEGRADE_REASONS, REJECT_REASONS
 from sglang_flowprefill.core.decision import DROP_REASONS
+from sglang_flowprefill.core.stats import is_attained
+from sglang_flowprefill.loop.inflight import AnyCursor
+from sglang_flowprefill.loop.observer import Observer, Round
 
 PREFIX = "sglang_flowprefill_"
 
@@ -26,7 +37,7 @@ _TTFT_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 _REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = (16, 64, 256, 1024, 2048, 4096, 8192, 16384, 32768)
 _KINDS = tuple(kind.value for kind in EventKind)
-_OUTCOMES = ("finished", "cancelled", "dropped")
+_OUTCOMES = ("finished", "cancelled", "dropped", "failed")
 _ENDS = ("stop", "length", "abort")
 
 
@@ -115,24 +126,26 @@ METRICS = (
 )  # fmt: skip
 
 
-class Metrics:
-    """What the scheduler reports; every method does nothing without ``--enable-metrics``.
+class Metrics(Observer):
+    """What the scheduler reports to Prometheus.
 
     Args:
-        is_enabled: False makes nothing at all.
         class_names: SLO classes known at the start.
-
-    Attributes:
-        is_enabled: As given.
+        suspended: Returns the prefills that stand suspended.
+        tiles: Returns how many row tiles have run since the start, and the tokens in them.
     """
 
-    def __init__(self, *, is_enabled: bool, class_names: Sequence[str]) -> None:
-        self.is_enabled = is_enabled
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        suspended: Callable[[], Sequence[PrefillBatch]],
+        tiles: Callable[[], tuple[int, int]],
+    ) -> None:
+        self._suspended = suspended
+        self._tiles = tiles
         self._waiting_classes = set(class_names)
         self._tiles_before = (0, 0)
-        self._of: dict[str, Any] = {}
-        if is_enabled:
-            self._of = {spec.name: _made(spec, class_names) for spec in METRICS}
+        self._of = {spec.name: _made(spec, class_names) for spec in METRICS}
 
     def on_event(self, kind: EventKind) -> None:
         """Count an event."""
@@ -142,92 +155,101 @@ class Metrics:
         """Count a new request."""
         self._count("arrivals_total", request.slo.class_name)
 
-    def on_not_admitted(self, request: PrefillRequest, reason: str, *, is_rejected: bool) -> None:
+    def on_not_admitted(self, request: PrefillRequest, verdict: Degrade | Reject) -> None:
         """Count a request that was refused or put last."""
-        name = "rejected_total" if is_rejected else "degraded_total"
-        self._count(name, request.slo.class_name, reason)
+        name = "rejected_total" if isinstance(verdict, Reject) else "degraded_total"
+        self._count(name, request.slo.class_name, verdict.reason)
 
-    def on_round(
-        self, cause: EventKind, duration_s: float, waiting: Iterable[PrefillRequest]
-    ) -> None:
+    def on_round(self, round_: Round) -> None:
         """Record a scheduling round and the queue that it saw."""
-        if not self.is_enabled:
-            return
-        self._count("rounds_total", cause.value)
-        self._of["round_seconds"].observe(duration_s)
-        num_waiting = Counter(request.slo.class_name for request in waiting)
+        self._count("rounds_total", round_.events[0].kind.value)
+        self._of["round_seconds"].observe(round_.end_s - round_.start_s)
+        num_waiting = Counter(request.slo.class_name for request in round_.view.waiting)
         self._waiting_classes |= num_waiting.keys()
         for name in self._waiting_classes:
             self._of["waiting_requests"].labels(name).set(num_waiting[name])
 
-    def on_preemption(self) -> None:
+    def on_preemption(self, preempted: AnyCursor, by: AnyCursor, now_s: float, reason: str) -> None:
         """Count a preemption."""
         self._count("preemptions_total")
 
-    def on_start(self, prefill: PrefillBatch) -> None:
-        """Record the size of a prefill batch that runs for the first time."""
-        if self.is_enabled:
-            self._of["prefill_batch_requests"].observe(len(prefill.requests))
-            self._of["prefill_batch_tokens"].observe(prefill.num_uncached_tokens)
+    def on_resume(self, cursor: AnyCursor, now_s: float, reason: str) -> None:
+        """Count a prefill that goes on; record the size of one that starts."""
+        if cursor.prefill.state is BatchState.SUSPENDED:
+            self._count("resumes_total")
+        else:
+            self._of["prefill_batch_requests"].observe(len(cursor.prefill.requests))
+            self._of["prefill_batch_tokens"].observe(cursor.prefill.num_uncached_tokens)
+        self._set_suspended(but=cursor.prefill)
 
-    def on_resume(self) -> None:
-        """Count a prefill that goes on."""
-        self._count("resumes_total")
-
-    def on_yield(self, blocking_s: float) -> None:
+    def on_yield(self, cursor: AnyCursor, now_s: float, cause: str, blocking_s: float) -> None:
         """Record how long an event has waited at most for the running prefill to yield."""
-        if self.is_enabled:
-            self._of["blocking_seconds"].observe(blocking_s)
+        self._of["blocking_seconds"].observe(blocking_s)
+        self._end_slice()
 
-    def on_suspended(self, num_cursors: int, num_bytes: int) -> None:
-        """Publish how many prefills stand suspended, and what they hold."""
-        if self.is_enabled:
-            self._of["suspended_cursors"].set(num_cursors)
-            self._of["suspended_bytes"].set(num_bytes)
+    def on_chunk_end(self, cursor: AnyCursor, now_s: float) -> None:
+        """Record the end of a forward pass."""
+        self._end_slice()
 
-    def on_tiles(self, num_tiles: int, num_tokens: int) -> None:
-        """Count the tiles run since the last call; the numbers are totals."""
-        before, self._tiles_before = self._tiles_before, (num_tiles, num_tokens)
-        if self.is_enabled and num_tiles > before[0]:
-            self._of["tiles_total"].inc(num_tiles - before[0])
-            self._of["tile_tokens_total"].inc(num_tokens - before[1])
+    def on_prefill_end(self, cursor: AnyCursor, now_s: float) -> None:
+        """Count a prefill that finished."""
+        self._end_prefill("finished")
 
-    def on_prefill_end(self, outcome: str) -> None:
-        """Count a prefill batch that is over: finished, cancelled or dropped."""
-        self._count("prefills_total", outcome)
+    def on_cancel(self, cursor: AnyCursor, now_s: float) -> None:
+        """Count a prefill whose requests were all aborted."""
+        self._end_prefill("cancelled")
 
-    def on_restart(self, prefill: PrefillBatch, reason: str) -> None:
+    def on_failure(self, cursor: AnyCursor, now_s: float, error: Exception) -> None:
+        """Count a prefill whose forward pass raised."""
+        self._end_prefill("failed")
+
+    def on_drop(self, cursor: AnyCursor, now_s: float, reason: str) -> None:
         """Count requests that start over, and the computation lost with them."""
-        if self.is_enabled:
-            self._of["restarts_total"].labels(reason).inc(len(prefill.requests))
-            self._of["lost_prefill_seconds_total"].inc(prefill.run_s)
+        self._of["restarts_total"].labels(reason).inc(len(cursor.prefill.requests))
+        self._of["lost_prefill_seconds_total"].inc(cursor.prefill.run_s)
+        self._end_prefill("dropped")
 
     def on_prediction(self, error: PredictionError) -> None:
         """Publish how wrong recent predictions were."""
-        if self.is_enabled:
-            self._of["prediction_error_ratio"].set(error.median_absolute)
-            self._of["prediction_bias_ratio"].set(error.bias)
+        self._of["prediction_error_ratio"].set(error.median_absolute)
+        self._of["prediction_bias_ratio"].set(error.bias)
 
-    def on_first_token(self, class_name: str, ttft_s: float, *, is_attained: bool) -> None:
+    def on_first_token(self, request: PrefillRequest, now_s: float) -> None:
         """Record a first token."""
-        if self.is_enabled:
-            self._count("first_tokens_total", class_name, str(is_attained).lower())
-            self._of["ttft_seconds"].labels(class_name).observe(ttft_s)
+        name, ttft_s = request.slo.class_name, now_s - request.arrival_s
+        attained = is_attained(ttft_s, request.slo.ttft_s)
+        self._count("first_tokens_total", name, str(attained).lower())
+        self._of["ttft_seconds"].labels(name).observe(ttft_s)
 
-    def on_completion(self, class_name: str, end: str) -> None:
+    def on_completion(self, request: PrefillRequest, end: str) -> None:
         """Count a request whose last token is out."""
-        self._count("completions_total", class_name, end)
+        self._count("completions_total", request.slo.class_name, end)
 
-    def on_decode(self, num_requests: int) -> None:
+    def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
         """Record a decode step."""
-        if self.is_enabled:
-            self._count("decode_steps_total")
-            self._of["decode_batch_requests"].observe(num_requests)
+        self._count("decode_steps_total")
+        self._of["decode_batch_requests"].observe(num_requests)
+
+    def _end_prefill(self, outcome: str) -> None:
+        self._count("prefills_total", outcome)
+        self._end_slice()
+
+    def _end_slice(self) -> None:
+        self._set_suspended()
+        before, self._tiles_before = self._tiles_before, self._tiles()
+        num_tiles, num_tokens = self._tiles_before
+        if num_tiles > before[0]:
+            self._of["tiles_total"].inc(num_tiles - before[0])
+            self._of["tile_tokens_total"].inc(num_tokens - before[1])
+
+    def _set_suspended(self, but: PrefillBatch | None = None) -> None:
+        suspended = [prefill for prefill in self._suspended() if prefill is not but]
+        self._of["suspended_cursors"].set(len(suspended))
+        self._of["suspended_bytes"].set(sum(prefill.held_bytes for prefill in suspended))
 
     def _count(self, name: str, *labels: str) -> None:
-        if self.is_enabled:
-            counter = self._of[name]
-            (counter.labels(*labels) if labels else counter).inc()
+        counter = self._of[name]
+        (counter.labels(*labels) if labels else counter).inc()
 
 
 def _made(spec: Metric, class_names: Sequence[str]) -> Any:

@@ -21,13 +21,16 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sglang_flowprefill.core import PrefillBatch
 from sglang_flowprefill.errors import ConfigError
+from sglang_flowprefill.loop.inflight import AnyCursor
+from sglang_flowprefill.loop.observer import Observer, Round
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +42,8 @@ CHUNK_FINISHED: Final = "chunk finished"
 
 _MAX_BUFFERED_EVENTS = 256  # written at one go in well under a millisecond
 
-_SCHEDULER_TRACK = 1
-_DECODE_TRACK = 2
+SCHEDULER_TRACK = 1
+DECODE_TRACK = 2
 _FIRST_PREFILL_TRACK = 10  # plus the batch id
 
 
@@ -80,9 +83,9 @@ class Timeline:
         self._operator_start_us = 0
         self._counters: dict[str, int] = {}
         self._quoted: dict[str, str] = {}
-        self._emit("process_name", "M", _SCHEDULER_TRACK, args={"name": "FlowPrefill scheduler"})
-        self._name_track(_SCHEDULER_TRACK, "scheduler")
-        self._name_track(_DECODE_TRACK, "decode")
+        self._emit("process_name", "M", SCHEDULER_TRACK, args={"name": "FlowPrefill scheduler"})
+        self._name_track(SCHEDULER_TRACK, "scheduler")
+        self._name_track(DECODE_TRACK, "decode")
 
     def on_boundary(self, operator: str) -> None:
         """End the operator before and note the one that comes; outside a prefill do nothing."""
@@ -184,15 +187,15 @@ class Timeline:
             "waiting": num_waiting,
             "unfinished": num_unfinished,
         }
-        self._emit(decision, "i", _SCHEDULER_TRACK, now_s, args=args)
+        self._emit(decision, "i", SCHEDULER_TRACK, now_s, args=args)
         self._count("requests waiting", num_waiting, now_s)
         if num_waiting == num_unfinished == 0:
             self._file.flush()
 
     def on_decode(self, start_s: float, end_s: float, *, num_requests: int) -> None:
         """Write one decode step of this many requests."""
-        self._emit("decode step", "B", _DECODE_TRACK, start_s, args={"requests": num_requests})
-        self._emit("decode step", "E", _DECODE_TRACK, end_s)
+        self._emit("decode step", "B", DECODE_TRACK, start_s, args={"requests": num_requests})
+        self._emit("decode step", "E", DECODE_TRACK, end_s)
 
     def close(self) -> None:
         """Complete the file. Later calls of any method write nothing."""
@@ -218,7 +221,7 @@ class Timeline:
     def _count(self, name: str, value: int, now_s: float) -> None:
         if self._counters.get(name) != value:
             self._counters[name] = value
-            self._emit(name, "C", _SCHEDULER_TRACK, now_s, args={"count": value})
+            self._emit(name, "C", SCHEDULER_TRACK, now_s, args={"count": value})
 
     def _emit(
         self,
@@ -316,162 +319,71 @@ def _microseconds(time_s: float) -> int:
     return round(time_s * 1e6)
 
 
-@dataclass(frozen=True, slots=True)
-class OperatorSlice:
-    """One operator, or what of it lies between two boundaries.
+class TimelineObserver(Observer):
+    """Writes what it is told to a timeline.
 
-    Attributes:
-        name: As given to ``Timeline.on_boundary``.
-        start_s: Scheduler clock.
-        end_s: Scheduler clock.
+    Args:
+        timeline: The file.
     """
 
-    name: str
-    start_s: float
-    end_s: float
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+
+    def on_round(self, round_: Round) -> None:
+        """Write a scheduling round."""
+        self._timeline.on_round(
+            round_.start_s,
+            events=[event.kind.value for event in round_.events],
+            decision=type(round_.decision).__name__,
+            reason=round_.decision.reason,
+            num_waiting=len(round_.view.waiting),
+            num_unfinished=len(round_.view.batches),
+        )
+
+    def on_resume(self, cursor: AnyCursor, now_s: float, reason: str) -> None:
+        """Begin a running slice."""
+        prefill = cursor.prefill
+        self._timeline.on_resume(prefill.batch_id, _label(prefill), now_s, reason=reason)
+
+    def on_yield(self, cursor: AnyCursor, now_s: float, cause: str, blocking_s: float) -> None:
+        """End a running slice at a boundary."""
+        self._timeline.on_yield(
+            cursor.prefill.batch_id, now_s, causes=[cause], blocking_s=blocking_s
+        )
+
+    def on_chunk_end(self, cursor: AnyCursor, now_s: float) -> None:
+        """End one forward pass of a prompt."""
+        self._end(cursor, now_s, CHUNK_FINISHED)
+
+    def on_prefill_end(self, cursor: AnyCursor, now_s: float) -> None:
+        """End a prefill."""
+        self._end(cursor, now_s, "finished")
+
+    def on_drop(self, cursor: AnyCursor, now_s: float, reason: str) -> None:
+        """End a prefill that starts over."""
+        self._end(cursor, now_s, "dropped")
+
+    def on_cancel(self, cursor: AnyCursor, now_s: float) -> None:
+        """End a prefill whose requests were all aborted."""
+        self._end(cursor, now_s, "cancelled")
+
+    def on_failure(self, cursor: AnyCursor, now_s: float, error: Exception) -> None:
+        """End a prefill whose forward pass raised."""
+        self._end(cursor, now_s, "failed")
+
+    def on_decode(self, start_s: float, end_s: float, num_requests: int) -> None:
+        """Write a decode step."""
+        self._timeline.on_decode(start_s, end_s, num_requests=num_requests)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._timeline.close()
+
+    def _end(self, cursor: AnyCursor, now_s: float, outcome: str) -> None:
+        self._timeline.on_finish(cursor.prefill.batch_id, now_s, outcome=outcome)
 
 
-@dataclass(frozen=True, slots=True)
-class RunningSlice:
-    """What a cursor ran between two suspensions.
-
-    Attributes:
-        batch_id: Of the prefill batch.
-        label: Request ids and SLO class.
-        reason: Why it was chosen.
-        start_s: Scheduler clock.
-        end_s: Scheduler clock.
-        end: ``yield``, or the outcome of its cursor.
-        causes: Of the yield.
-        blocking_s: Seconds that the cause of the yield has waited, at most; None without yield.
-        operators: What ran, in order.
-    """
-
-    batch_id: int
-    label: str
-    reason: str
-    start_s: float
-    end_s: float
-    end: str
-    causes: tuple[str, ...]
-    blocking_s: float | None
-    operators: tuple[OperatorSlice, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeSlice:
-    """One decode step of ``num_requests`` requests."""
-
-    start_s: float
-    end_s: float
-    num_requests: int
-
-
-@dataclass(frozen=True, slots=True)
-class RoundInstant:
-    """One scheduling round; fields as in ``Timeline.on_round``."""
-
-    time_s: float
-    events: tuple[str, ...]
-    decision: str
-    reason: str
-    num_waiting: int
-    num_unfinished: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecordedTimeline:
-    """What a trace file holds, each in order of its end.
-
-    Attributes:
-        running: Slices of prefills.
-        decodes: Decode steps.
-        rounds: Scheduling rounds.
-    """
-
-    running: tuple[RunningSlice, ...]
-    decodes: tuple[DecodeSlice, ...]
-    rounds: tuple[RoundInstant, ...]
-
-
-def read_timeline(path: Path) -> RecordedTimeline:
-    """Read a trace, also of a server that was killed; slices without an end are left out.
-
-    Raises:
-        ValueError: The file is no trace of ``Timeline``.
-    """
-    running: list[RunningSlice] = []
-    decodes: list[DecodeSlice] = []
-    rounds: list[RoundInstant] = []
-    open_slices: dict[int, list[dict[str, Any]]] = {}
-    operators: dict[int, list[OperatorSlice]] = {}
-    for event in _events(path):
-        track, phase = event["tid"], event["ph"]
-        if phase == "i" and track == _SCHEDULER_TRACK:
-            rounds.append(_round_of(event))
-        elif phase == "B":
-            open_slices.setdefault(track, []).append(event)
-        elif phase == "E":
-            begin = open_slices[track].pop()
-            if track == _DECODE_TRACK:
-                decodes.append(_decode_of(begin, event))
-            elif open_slices[track]:
-                operators.setdefault(track, []).append(_operator_of(begin, event))
-            else:
-                running.append(_running_of(begin, event, operators.pop(track, [])))
-    return RecordedTimeline(tuple(running), tuple(decodes), tuple(rounds))
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a file whose last line may be torn."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            text = line.strip().removesuffix(",")
-            if text in {"[", "]", ""}:
-                continue
-            try:
-                yield json.loads(text)
-            except json.JSONDecodeError as error:
-                if line.endswith("\n"):
-                    raise ValueError(f"{path}, line {number}: not a trace event") from error
-
-
-def _seconds(event: dict[str, Any]) -> float:
-    return float(event["ts"] / 1e6)
-
-
-def _operator_of(begin: dict[str, Any], end: dict[str, Any]) -> OperatorSlice:
-    return OperatorSlice(begin["name"], _seconds(begin), _seconds(end))
-
-
-def _decode_of(begin: dict[str, Any], end: dict[str, Any]) -> DecodeSlice:
-    return DecodeSlice(_seconds(begin), _seconds(end), begin["args"]["requests"])
-
-
-def _running_of(
-    begin: dict[str, Any], end: dict[str, Any], operators: Sequence[OperatorSlice]
-) -> RunningSlice:
-    started, ended = begin["args"], end["args"]
-    return RunningSlice(
-        batch_id=started["batch"],
-        label=started["label"],
-        reason=started["reason"],
-        start_s=_seconds(begin),
-        end_s=_seconds(end),
-        end=ended["end"],
-        causes=tuple(ended.get("causes", ())),
-        blocking_s=ended.get("blocking_s"),
-        operators=tuple(operators),
-    )
-
-
-def _round_of(event: dict[str, Any]) -> RoundInstant:
-    args = event["args"]
-    return RoundInstant(
-        time_s=_seconds(event),
-        events=tuple(args["events"]),
-        decision=event["name"],
-        reason=args["reason"],
-        num_waiting=args["waiting"],
-        num_unfinished=args["unfinished"],
-    )
+def _label(prefill: PrefillBatch) -> str:
+    head = prefill.requests[0]
+    others = f" and {len(prefill.requests) - 1} more" if len(prefill.requests) > 1 else ""
+    return f"{head.request_id}{others} ({head.slo.class_name})"

@@ -17,7 +17,7 @@ import tempfile
 import traceback
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -214,7 +214,7 @@ class Engine:
 
     def statistics(self) -> dict[str, Any]:
         """Return FlowPrefill's own account of its work."""
-        statistics: dict[str, Any] = self.scheduler._loop.describe()
+        statistics: dict[str, Any] = self.scheduler.describe()
         return statistics
 
     # ---- messages ----
@@ -426,15 +426,15 @@ def _extend(answer: Answer, message: Any, index: int) -> None:
 
 def _replace_inputs_of_loop(engine: Engine) -> None:
     """Put the script in the places of event source, policy and clock."""
-    from sglang_flowprefill.adapter.serving import scheduler as product
+    from sglang_flowprefill.adapter.serving.build import Inputs
+    from sglang_flowprefill.adapter.serving.scheduler import FlowPrefillScheduler
     from sglang_flowprefill.core import (
         CalibratedDecider,
         Calibration,
         Distortion,
-        EventKind,
-        PrefillDecider,
+        ResumeBatch,
+        StartBatch,
     )
-    from sglang_flowprefill.loop.event_loop import EventLoop
     from sglang_flowprefill.loop.event_sources import EventSources
 
     class ScriptedSources(EventSources):
@@ -445,28 +445,23 @@ def _replace_inputs_of_loop(engine: Engine) -> None:
         def wait(self, timeout_s: float) -> None:
             engine._on_quiet()
 
-    @dataclass(frozen=True)
-    class ScriptedScheduler(PrefillDecider):
-        def decide(self, view: Any, now_s: float) -> Any:
-            engine.own_decision = lambda: super(ScriptedScheduler, self).decide(view, now_s)
-            return engine._on_round(view)
+    class ScriptedDecider:
+        """Decides as the script says, with a round at every turn, not only after messages."""
 
-    class ScriptedLoop(EventLoop):
-        def __init__(self, *, scheduler: CalibratedDecider, **kwargs: Any) -> None:
-            own = scheduler.present
-            scripted = ScriptedScheduler(
-                **{f.name: getattr(own, f.name) for f in fields(own) if f.init}
-            )
+        def __init__(self, decider: CalibratedDecider) -> None:
             calibration = Calibration.from_profile(_COST)
-            scheduler = CalibratedDecider(scripted, calibration, Distortion())
-            super().__init__(scheduler=scheduler, clock=engine.clock, **kwargs)
+            self._own = CalibratedDecider(decider.present, calibration, Distortion())
+            self.learn = self._own.learn
 
-        def _collect_events(self) -> None:
-            """Have a round at every turn, not only after messages, so that the script decides."""
-            if self.cursors or self._engine.has_decode_work or self._engine.waiting_queue:
-                self._events.post(EventKind.TIMER)
-            super()._collect_events()
+        @property
+        def present(self) -> Any:
+            return self._own.present
 
-    product.EventSources = ScriptedSources
-    product.EventLoop = ScriptedLoop
-    product.scheduler_clock_s = engine.clock
+        def decide(self, view: Any, now_s: float) -> Any:
+            engine.own_decision = lambda: self._own.decide(view, now_s)
+            decision = engine._on_round(view)
+            if isinstance(decision, StartBatch | ResumeBatch):
+                return replace(decision, review_s=now_s)
+            return decision
+
+    FlowPrefillScheduler.inputs = Inputs(engine.clock, ScriptedSources, ScriptedDecider)

@@ -86,7 +86,7 @@ def test_ten_thousand_events_break_no_promise(seed):
     scheduler = random_scheduler(rng)
     simulation = random_simulation(rng, scheduler)
     ids, now_s = [], 0.0
-    while simulation.recorder.num_events.total() < NUM_EVENTS // len(SEEDS):
+    while sum(simulation.statistics.statistics().num_events.values()) < NUM_EVENTS // len(SEEDS):
         for _ in range(rng.randint(1, 40)):
             now_s += rng.expovariate(rng.choice([2.0, 20.0]))
             arrival = random_arrival(rng, len(ids), now_s)
@@ -100,7 +100,7 @@ def test_ten_thousand_events_break_no_promise(seed):
     simulation.run()
     assert set(simulation.outcomes) == set(ids)
     assert simulation.kv.num_used == 0
-    statistics = simulation.recorder
-    assert statistics.num_rounds_by_cause.total() <= statistics.num_events.total()
+    statistics = simulation.statistics.statistics()
+    assert statistics.num_rounds <= sum(statistics.num_events.values())
     finished = [o for o in simulation.outcomes.values() if not (o.is_aborted or o.is_rejected)]
     assert all(o.request.arrival_s < o.first_token_s <= o.last_token_s < math.inf for o in finished)

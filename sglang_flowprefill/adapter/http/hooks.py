@@ -7,12 +7,11 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_flowprefill.adapter.flags import config_of, slo_classes_of, state_address_of
+from sglang_flowprefill.adapter.flags import can_reject, config_of, slo_classes_of, state_address_of
 from sglang_flowprefill.adapter.http.live_routes import add_live_routes
 from sglang_flowprefill.api.answer import report_abort
 from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
 from sglang_flowprefill.api.slo import SLO_KEYS, HeaderSlo, SloResolver, with_own_fields
-from sglang_flowprefill.loop.admission import can_reject
 
 _RESOLVER_ATTRIBUTE = "_flowprefill_resolver"
 

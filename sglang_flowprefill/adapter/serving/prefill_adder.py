@@ -1,4 +1,4 @@
-"""Admission that knows about suspended prefills.
+"""Memory for new prefills beside suspended ones.
 
 SGLang's ``PrefillAdder`` reserves room for the future tokens of running requests only; a
 suspended prefill's requests will decode as well.
@@ -24,8 +24,8 @@ class InflightView:
         return len(self.reqs)
 
 
-class Admission:
-    """What SGLang's admission knows of suspended requests, and what we learn from it.
+class MemoryClaims:
+    """What suspended requests will need of the memory, and what was lacking for a new one.
 
     Attributes:
         suspended_reqs: Requests whose prefill is suspended, without the one to be continued.
@@ -51,14 +51,14 @@ class FlowPrefillAdder(releases.scheduling().PrefillAdder):
         token_to_kv_pool_allocator: Any,
         running_batch: Any,
         *args: Any,
-        admission: Admission,
+        claims: MemoryClaims,
         **kwargs: Any,
     ) -> None:
-        inflight = InflightView([*running_batch.reqs, *admission.suspended_reqs])
+        inflight = InflightView([*running_batch.reqs, *claims.suspended_reqs])
         super().__init__(
             page_size, tree_cache, token_to_kv_pool_allocator, inflight, *args, **kwargs
         )
-        self._admission = admission
+        self._claims = claims
 
     def add_one_req(self, req: Any, *args: Any, **kwargs: Any) -> Any:
         """Note what a request lacks that is turned away."""
@@ -78,7 +78,7 @@ class FlowPrefillAdder(releases.scheduling().PrefillAdder):
     def _note_missing(self, req: Any, num_generated: int) -> None:
         num_needed = len(req.full_untruncated_fill_ids) - req.prefix_len + num_generated
         num_missing = num_needed + self.page_size - int(self.rem_total_tokens)
-        self._admission.num_missing_tokens = max(num_missing, 1)
+        self._claims.num_missing_tokens = max(num_missing, 1)
 
     def _get_running_request_total_token_offset(self, req: Any) -> float:
         generated = super()._get_running_request_total_token_offset(req)
@@ -86,6 +86,6 @@ class FlowPrefillAdder(releases.scheduling().PrefillAdder):
         return float(generated) + max(num_prompt_tokens - (req.extend_end or 0), 0)
 
 
-def prefill_adder_with(admission: Admission) -> Any:
+def prefill_adder_with(claims: MemoryClaims) -> Any:
     """Return what SGLang calls in place of ``PrefillAdder``."""
-    return partial(FlowPrefillAdder, admission=admission)
+    return partial(FlowPrefillAdder, claims=claims)

@@ -5,25 +5,39 @@ its prefill runs or stands suspended; an event of ours becomes an event of that 
 there is nothing to add to, and nothing is done.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from sglang_flowprefill.loop.inflight import AnyCursor
+from sglang_flowprefill.loop.observer import Observer
+from sglang_flowprefill.observe.decision_log import preemption_facts, resumption_facts
 
 _LEVEL = 1  # of SGLang's three the one that is always traced
 
 
-def traced(reqs: Iterable[Any]) -> list[Any]:
-    """Return those of SGLang's requests that are traced."""
-    return [req for req in reqs if req.time_stats.trace_ctx.tracing_enable]
+class RequestTraces(Observer):
+    """Adds what happens to a prefill to the traces of its requests."""
+
+    def on_preemption(self, preempted: AnyCursor, by: AnyCursor, now_s: float, reason: str) -> None:
+        """Add a preemption."""
+        reqs = _traced(preempted)
+        if reqs:
+            facts = preemption_facts(preempted.prefill, by.prefill, now_s, reason)
+            _add_event(reqs, "preempt", facts)
+
+    def on_resume(self, cursor: AnyCursor, now_s: float, reason: str) -> None:
+        """Add a resumption, if there was a preemption."""
+        reqs = _traced(cursor) if cursor.is_preempted else []
+        if reqs:
+            _add_event(reqs, "resume", resumption_facts(cursor.prefill, now_s, reason))
 
 
-def add_event(reqs: Iterable[Any], event: str, facts: Mapping[str, object]) -> None:
-    """Add an event of this moment to the traces of these requests.
+def _traced(cursor: AnyCursor) -> list[Any]:
+    """Return those of a prefill's requests that are traced."""
+    return [req for req in cursor.work.reqs if req.time_stats.trace_ctx.tracing_enable]
 
-    Args:
-        reqs: As from ``traced``.
-        event: What happened.
-        facts: Numbers, texts and lists of texts by name.
-    """
+
+def _add_event(reqs: list[Any], event: str, facts: Mapping[str, object]) -> None:
     attributes = {f"flowprefill.{name}": value for name, value in facts.items()}
     for req in reqs:
         req.time_stats.trace_ctx.trace_event(f"flowprefill.{event}", _LEVEL, attrs=attributes)

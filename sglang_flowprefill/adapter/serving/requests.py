@@ -13,6 +13,7 @@ from sglang_flowprefill.api.slo import ARRIVAL_KEY, SloResolver
 from sglang_flowprefill.core import PrefillRequest, Slo
 
 _ATTRIBUTE = "flowprefill"
+_JOINED = "flowprefill_joined_s"
 _MAX_PLAUSIBLE_AGE_S = 24 * 3600.0
 
 
@@ -75,6 +76,16 @@ def update_cached_tokens(req: Any) -> None:
             request, num_uncached_tokens=num_tokens - num_cached, num_cached_tokens=num_cached
         )
         setattr(req, _ATTRIBUTE, updated)
+
+
+def note_joined(req: Any, now_s: float) -> None:
+    """Note when a ``Req`` got its first token and began to decode."""
+    setattr(req, _JOINED, now_s)
+
+
+def joined_s(req: Any) -> float:
+    """Return when a ``Req`` got its first token, in seconds; 0 if that is not known."""
+    return float(getattr(req, _JOINED, 0.0))
 
 
 def scheduler_clock_s() -> float:

@@ -5,19 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.adapter.model.model_runner import PreemptibleModelRunner
+from sglang_flowprefill.adapter.serving.engine import SGLangEngine
 from sglang_flowprefill.adapter.serving.requests import attach_prefill_request, scheduler_clock_s
 from sglang_flowprefill.executor import PrefillShape
-
-if TYPE_CHECKING:
-    from sglang_flowprefill.adapter.model.model_runner import PreemptibleModelRunner
-    from sglang_flowprefill.adapter.serving.scheduler import FlowPrefillScheduler
 
 _sglang = releases.scheduling()
 _FIRST_PLAIN_TOKEN = 16  # below are the special tokens of most vocabularies
@@ -33,11 +31,15 @@ class WarmUp:
     """Prefills of random tokens, each of which leaves no trace.
 
     Args:
-        engine: The scheduler, before it serves.
+        scheduler: SGLang's scheduler, before it serves.
+        engine: Its primitives.
         runner: Makes the forwards cursors, so that boundaries cost what they will cost.
     """
 
-    def __init__(self, engine: "FlowPrefillScheduler", runner: "PreemptibleModelRunner") -> None:
+    def __init__(
+        self, scheduler: Any, engine: SGLangEngine, runner: PreemptibleModelRunner
+    ) -> None:
+        self._scheduler = scheduler
         self._engine = engine
         self._runner = runner
 
@@ -69,13 +71,13 @@ class WarmUp:
 
     def _prefill(self, shape: PrefillShape) -> list[_Forward]:
         num_tokens = shape.num_cached_tokens + shape.num_uncached_tokens
-        reqs = [_random_request(self._engine, num_tokens, i) for i in range(shape.num_requests)]
+        reqs = [_random_request(self._scheduler, num_tokens, i) for i in range(shape.num_requests)]
         with self._chunks_for(shape):
             forwards = self._run_to_end(reqs)
         for req in reqs:
-            _sglang.release_uncached(req, self._engine.tree_cache)
+            _sglang.release_uncached(req, self._scheduler.tree_cache)
         if len(forwards) > 1:  # earlier chunks are in the prefix cache
-            self._engine.flush_cache(empty_cache=False)
+            self._scheduler.flush_cache(empty_cache=False)
         return forwards
 
     @contextmanager
@@ -91,7 +93,7 @@ class WarmUp:
 
     def _run_to_end(self, reqs: Sequence[Req]) -> list[_Forward]:
         engine, forwards = self._engine, []
-        batch = engine.form_prefill_batch(reqs)
+        batch = engine.form_batch(reqs)
         while batch is not None and len(batch.reqs) == len(reqs):
             forwards.append(self._run(batch))
             if batch.chunked_req is None:
@@ -110,8 +112,8 @@ class WarmUp:
         return _Forward(cursor.num_boundaries, time.perf_counter() - start_s)
 
 
-def _random_request(engine: "FlowPrefillScheduler", num_tokens: int, index: int) -> Req:
-    vocab_size = engine.model_config.vocab_size
+def _random_request(scheduler: Any, num_tokens: int, index: int) -> Req:
+    vocab_size = scheduler.model_config.vocab_size
     rng = np.random.default_rng((num_tokens, index))
     tokens = rng.integers(_FIRST_PLAIN_TOKEN, vocab_size, num_tokens)
     sampling_params = SamplingParams(max_new_tokens=1, temperature=0.0)
@@ -121,8 +123,8 @@ def _random_request(engine: "FlowPrefillScheduler", num_tokens: int, index: int)
         origin_input_text="",
         origin_input_ids=_sglang.token_ids(tokens.tolist()),
         sampling_params=sampling_params,
-        eos_token_ids=engine.model_config.hf_eos_token_id,
+        eos_token_ids=scheduler.model_config.hf_eos_token_id,
         vocab_size=vocab_size,
     )
-    attach_prefill_request(req, engine.slo_resolver, scheduler_clock_s(), time.time())
+    attach_prefill_request(req, scheduler.slo_resolver, scheduler_clock_s(), time.time())
     return req
