@@ -1,43 +1,54 @@
-"""Events of all origins behind one interface, with real ZMQ sockets and a clock set by hand."""
+"""Events of all origins behind one interface, with a clock set by hand."""
 
 import pytest
-import zmq
 
 from sglang_flowprefill.core import EventKind
-from sglang_flowprefill.loop.event_sources import (
-    EventSources,
-    GrammarSource,
-    MemorySource,
-    MessageSource,
-)
+from sglang_flowprefill.loop.event_sources import EventSources, GrammarSource, MemorySource
 from sglang_flowprefill.testing import ManualClock
+
+
+class Messages:
+    """A source that a test puts events into."""
+
+    name = "message"
+
+    def __init__(self):
+        self.coming = []
+
+    def is_ready(self, now_s):
+        """Tell whether something came."""
+        return bool(self.coming)
+
+    def take(self, now_s):
+        """Take it in."""
+        taken, self.coming = self.coming, []
+        return taken
 
 
 class World:
     """What the sources watch, changed by the tests."""
 
-    def __init__(self, receiver):
+    def __init__(self):
         self.clock = ManualClock()
         self.num_compiling = 0
         self.num_compiled = 0
         self.room = (100, 4, 0.5)
-        self.receiver = receiver
+        self.waits = []
+        self.messages = Messages()
         self.sources = EventSources(
-            MessageSource([receiver], self._receive),
-            GrammarSource(lambda: self.num_compiling > 0, self._admit),
+            [self.messages, GrammarSource(lambda: self.num_compiling > 0, self._admit)],
             MemorySource(lambda: self.room),
+            self.waits.append,
             self.clock,
         )
+
+    def send(self, kind):
+        """Let a message come."""
+        self.messages.coming.append(kind)
 
     def take(self):
         """Return the kinds of what has happened."""
         return [event.kind for event in self.sources.take()]
-
-    def _receive(self):
-        kinds = []
-        while self.receiver.poll(0):
-            kinds.append(EventKind(self.receiver.recv().decode()))
-        return kinds
 
     def _admit(self):
         num_ready, self.num_compiled = self.num_compiled, 0
@@ -46,28 +57,9 @@ class World:
 
 
 @pytest.fixture
-def sockets():
-    """A connected pair of sockets: the scheduler's, and a sender."""
-    context = zmq.Context()
-    receiver, sender = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    receiver.bind("inproc://scheduler")
-    sender.connect("inproc://scheduler")
-    yield receiver, sender
-    receiver.close()
-    sender.close()
-    context.term()
-
-
-@pytest.fixture
-def world(sockets):
+def world():
     """Sources in which nothing has happened yet."""
-    return World(sockets[0])
-
-
-@pytest.fixture
-def sender(sockets):
-    """The other end of the scheduler's socket."""
-    return sockets[1]
+    return World()
 
 
 def test_nothing_happened_at_first(world):
@@ -76,11 +68,10 @@ def test_nothing_happened_at_first(world):
     assert world.take() == []
 
 
-def test_a_message_is_noticed_at_a_boundary_and_taken_once(world, sender):
+def test_a_message_is_noticed_at_a_boundary_and_taken_once(world):
     """Asking takes nothing in; taking does, and says what each message was."""
-    sender.send(b"arrival")
-    sender.send(b"abort")
-    assert world.receiver.poll(1000)
+    world.send(EventKind.ARRIVAL)
+    world.send(EventKind.ABORT)
     assert world.sources.has_event()
     assert world.sources.cause == "message"
     assert world.take() == [EventKind.ARRIVAL, EventKind.ABORT]
@@ -88,11 +79,10 @@ def test_a_message_is_noticed_at_a_boundary_and_taken_once(world, sender):
     assert world.take() == []
 
 
-def test_boundaries_close_together_share_one_look(world, sender):
+def test_boundaries_close_together_share_one_look(world):
     """Looking costs as much as an operator over a few tokens: what comes is seen a little later."""
     assert not world.sources.has_event()
-    sender.send(b"arrival")
-    assert world.receiver.poll(1000)
+    world.send(EventKind.ARRIVAL)
     world.clock.now_s += 0.00009
     assert not world.sources.has_event()
     assert world.sources.last_quiet_s == 0.0, "nobody looked"
@@ -142,13 +132,12 @@ def test_freed_memory_is_an_event_for_those_who_wait_for_it(world, more):
     assert world.take() == []
 
 
-def test_what_the_loop_posts_comes_in_its_place(world, sender):
+def test_what_the_loop_posts_comes_in_its_place(world):
     """Events are taken in the order in which they were noticed, whatever their origin."""
     world.clock.now_s = 1.0
     world.sources.post(EventKind.COMPLETION)
     world.clock.now_s = 2.0
-    sender.send(b"arrival")
-    assert world.receiver.poll(1000)
+    world.send(EventKind.ARRIVAL)
     events = world.sources.take()
     assert [(e.kind, e.time_s) for e in events] == [
         (EventKind.COMPLETION, 1.0),
@@ -156,14 +145,33 @@ def test_what_the_loop_posts_comes_in_its_place(world, sender):
     ]
 
 
-def test_blocking_is_bounded_by_the_last_quiet_look(world, sender):
+def test_blocking_is_bounded_by_the_last_quiet_look(world):
     """What caused a yes came after the last no."""
     world.clock.now_s = 1.0
     world.sources.start_slice()
     world.clock.now_s = 1.5
     assert not world.sources.has_event()
-    sender.send(b"arrival")
-    assert world.receiver.poll(1000)
+    world.send(EventKind.ARRIVAL)
     world.clock.now_s = 1.7
     assert world.sources.has_event()
     assert world.sources.last_quiet_s == 1.5
+
+
+def test_what_the_loop_has_done_can_be_taken_alone(world):
+    """Cancellations that taking messages in led to count for the round of those messages."""
+    world.sources.post(EventKind.ABORT)
+    world.send(EventKind.ARRIVAL)
+    assert [event.kind for event in world.sources.take_posted()] == [EventKind.ABORT]
+    assert world.take() == [EventKind.ARRIVAL]
+
+
+def test_an_engine_may_name_the_cause_of_a_yield_itself(world):
+    """A virtual clock knows when the event was, without looking."""
+    world.sources.note_yield("arrival", 0.25)
+    assert (world.sources.cause, world.sources.last_quiet_s) == ("arrival", 0.25)
+
+
+def test_sleeping_is_left_to_whoever_owns_the_sockets(world):
+    """The loop says for how long at most."""
+    world.sources.wait(0.5)
+    assert world.waits == [0.5]

@@ -2,33 +2,25 @@
 
 import sys
 import threading
-from types import SimpleNamespace
 
 import pytest
 
-from sglang_flowprefill.api.state import RoundState
 from sglang_flowprefill.core import (
+    Event,
+    EventKind,
     PredictionError,
-    PrefillBatch,
-    PrefillRequest,
-    Slo,
-    StatisticsRecorder,
+    Reject,
+    RoundView,
+    StartBatch,
 )
 from sglang_flowprefill.core.batch import BatchChange
-from sglang_flowprefill.observe.live_state import LiveState, Totals
+from sglang_flowprefill.loop.inflight import InflightTable
+from sglang_flowprefill.loop.observer import Observer, Observers, Round
+from sglang_flowprefill.loop.statistics import StatisticsObserver
+from sglang_flowprefill.observe.live_state import LiveState
 from sglang_flowprefill.testing import ManualClock
-
-
-def request(name, *, arrival_s=100.0, tokens=100, class_name="chat"):
-    """One request with a second to its first token."""
-    return PrefillRequest(name, arrival_s, Slo(1.0, class_name), tokens)
-
-
-def cursor(batch_id, *requests):
-    """A prefill in flight, without a model."""
-    prefill = PrefillBatch(batch_id, requests, predicted_s=2.0, held_bytes=1000)
-    execution = SimpleNamespace(num_boundaries=17)
-    return SimpleNamespace(prefill=prefill, execution=execution, started_as=requests)
+from tests.unit.observe.cursors import make_request as request
+from tests.unit.observe.cursors import open_cursor
 
 
 class Scheduler:
@@ -36,33 +28,58 @@ class Scheduler:
 
     def __init__(self):
         self.clock = ManualClock(100.0)
-        self.live = LiveState("s-edf", "operator", {"chat": 1000.0}, self.clock)
-        self.recorder = StatisticsRecorder()
+        self.inflight = InflightTable()
+        self.counted = StatisticsObserver()
+        self.live = LiveState("s-edf", "operator", {"chat": 1000.0}, self.clock, self.inflight)
+        self._observers = Observers([self.counted, self.live])
+
+    def tell(self, *what):
+        """Tell both."""
+        self._observers.tell(*what)
+
+    def open(self, *requests):
+        """Start a prefill."""
+        return open_cursor(self.inflight, *requests)
 
     def round(self, *waiting, num_decoding=0):
         """One round that found these waiting."""
-        entry = RoundState(self.clock(), "arrival", "StartBatch", 0.001)
-        self.live.on_round(entry, list(waiting), num_decoding)
+        now_s = self.clock()
+        decision = StartBatch(tuple(waiting[:1]), "first")
+        events = [Event(EventKind.ARRIVAL, now_s)]
+        self.tell(
+            Observer.on_round,
+            Round(events, RoundView(waiting), decision, now_s, now_s + 0.001, num_decoding),
+        )
 
     def resume(self, cursor):
         """Run a prefill from now on."""
+        self.tell(Observer.on_resume, cursor, self.clock(), "first")
         cursor.prefill.apply(BatchChange.RESUME, self.clock())
-        self.live.on_resume(cursor, self.clock())
 
     def stop(self, cursor, *, blocking_s=0.002):
         """Suspend it."""
         cursor.prefill.apply(BatchChange.YIELD, self.clock())
-        self.live.on_yield(cursor.prefill, self.clock(), blocking_s)
+        self.tell(Observer.on_yield, cursor, self.clock(), "message", blocking_s)
 
-    def end(self, cursor, outcome="finished"):
-        """Say that it, or a forward pass of it, has ended."""
-        self.live.on_end(cursor.prefill, self.clock(), outcome)
+    def end_chunk(self, cursor):
+        """End a forward pass that is not the last."""
+        cursor.prefill.apply(BatchChange.YIELD, self.clock())
+        self.tell(Observer.on_chunk_end, cursor, self.clock())
+
+    def end(self, cursor):
+        """End a prefill that runs."""
+        cursor.prefill.apply(BatchChange.FINISH, self.clock())
+        self.inflight.close(cursor)
+        self.tell(Observer.on_prefill_end, cursor, self.clock())
+
+    def cancel(self, cursor):
+        """Give up a prefill whose requests were aborted."""
+        self.inflight.close(cursor)
+        self.tell(Observer.on_cancel, cursor, self.clock())
 
     def snapshot(self):
         """Ask as a watcher would."""
-        return self.live.snapshot(
-            Totals(self.recorder.statistics(), {"chat": 3}, {"chat": 1}, {"other": 2})
-        )
+        return self.live.snapshot(self.counted)
 
 
 @pytest.fixture
@@ -82,7 +99,7 @@ def test_an_idle_scheduler_has_nothing_to_tell(scheduler):
 
 def test_a_running_prefill_progresses_between_two_events(scheduler):
     """Its seconds grow while it runs, although nothing is reported."""
-    one = cursor(1, request("a"))
+    one = scheduler.open(request("a"))
     scheduler.resume(one)
     scheduler.clock.advance(0.5)
     (prefill,) = scheduler.snapshot().prefills
@@ -93,7 +110,7 @@ def test_a_running_prefill_progresses_between_two_events(scheduler):
 
 def test_a_suspended_prefill_stands_still_and_holds_memory(scheduler):
     """After the yield its seconds stay; the slice it ran is history; the memory is counted."""
-    one = cursor(1, request("a"))
+    one = scheduler.open(request("a"))
     scheduler.resume(one)
     scheduler.clock.advance(0.5)
     scheduler.stop(one)
@@ -103,17 +120,17 @@ def test_a_suspended_prefill_stands_still_and_holds_memory(scheduler):
     assert (prefill.state, prefill.run_s, prefill.since_s) == ("suspended", 0.5, 100.5)
     assert state.suspended_bytes == 1000
     (ran,) = state.slices
-    assert (ran.batch_id, ran.start_s, ran.end_s, ran.end) == (1, 100.0, 100.5, "yield")
+    assert (ran.batch_id, ran.start_s, ran.end_s, ran.end) == (0, 100.0, 100.5, "yield")
 
 
 def test_an_ended_prefill_is_history_only(scheduler):
     """It leaves the unfinished ones; a forward pass that is not its last does not."""
-    one = cursor(1, request("a"))
+    one = scheduler.open(request("a"))
     scheduler.resume(one)
-    scheduler.end(one, "chunk finished")
+    scheduler.end_chunk(one)
     assert len(scheduler.snapshot().prefills) == 1
     scheduler.clock.advance(0.1)
-    scheduler.live.on_resume(one, scheduler.clock())
+    scheduler.resume(one)
     scheduler.end(one)
     state = scheduler.snapshot()
     assert state.prefills == []
@@ -122,10 +139,10 @@ def test_an_ended_prefill_is_history_only(scheduler):
 
 def test_a_prefill_cancelled_while_suspended_adds_no_slice(scheduler):
     """Nothing ran, so nothing is drawn."""
-    one = cursor(1, request("a"))
+    one = scheduler.open(request("a"))
     scheduler.resume(one)
     scheduler.stop(one)
-    scheduler.end(one, "cancelled")
+    scheduler.cancel(one)
     assert [ran.end for ran in scheduler.snapshot().slices] == ["yield"]
 
 
@@ -133,7 +150,7 @@ def test_who_has_been_started_waits_no_longer(scheduler):
     """The queue of the last round is shown without those that run since."""
     first, second = request("a"), request("b", class_name="other")
     scheduler.round(first, second, num_decoding=4)
-    scheduler.resume(cursor(1, first))
+    scheduler.resume(scheduler.open(first))
     state = scheduler.snapshot()
     assert [entry.request_id for entry in state.waiting] == ["b"]
     assert state.num_waiting == 1
@@ -150,7 +167,11 @@ def test_a_long_queue_is_counted_whole_and_listed_in_part(scheduler):
 
 def test_every_class_that_was_seen_is_listed(scheduler):
     """Those of the class file and those that came without, each with its own counts."""
-    scheduler.recorder.on_first_token(request("x", class_name="own"), 100.5)
+    for n in range(3):
+        scheduler.tell(Observer.on_arrival, request(f"chat {n}"))
+    refusal = Reject("the queue is full", 1.0)
+    scheduler.tell(Observer.on_not_admitted, request("chat 0"), refusal)
+    scheduler.tell(Observer.on_first_token, request("x", class_name="own"), 100.5)
     chat, own = scheduler.snapshot().classes
     assert (chat.name, chat.ttft_slo_ms, chat.num_arrived, chat.num_rejected) == (
         "chat",
@@ -176,7 +197,7 @@ def test_history_ends_after_ten_seconds_and_is_bounded(scheduler):
 
 def test_blocking_time_is_given_in_percentiles(scheduler):
     """Of a hundred yields the median, the ninety-ninth and the last."""
-    one = cursor(1, request("a"))
+    one = scheduler.open(request("a"))
     for n in range(101):
         scheduler.resume(one)
         scheduler.stop(one, blocking_s=n / 1000)
@@ -191,7 +212,7 @@ def test_blocking_time_is_given_in_percentiles(scheduler):
 
 def test_prediction_errors_are_passed_on(scheduler):
     """The last comparison of the predictor is shown."""
-    scheduler.live.on_prediction(PredictionError(12, 0.08, -0.02))
+    scheduler.tell(Observer.on_prediction, PredictionError(12, 0.08, -0.02))
     assert scheduler.snapshot().prediction.median_absolute_error == 0.08
 
 
@@ -213,13 +234,14 @@ def test_snapshots_may_be_taken_while_the_scheduler_works(scheduler):
     thread.start()
     try:
         for n in range(200):
-            one = cursor(n, request(str(n), class_name=f"class {n % 50}"))
+            one = scheduler.open(request(str(n), class_name=f"class {n % 50}"))
             scheduler.round(*one.prefill.requests)
             scheduler.resume(one)
             scheduler.clock.advance(0.001)
             scheduler.stop(one)
-            scheduler.recorder.num_preemptions += 1
-            scheduler.recorder.on_first_token(one.prefill.requests[0], scheduler.clock())
+            first_token_of = one.prefill.requests[0]
+            scheduler.tell(Observer.on_first_token, first_token_of, scheduler.clock())
+            scheduler.resume(one)
             scheduler.end(one)
     finally:
         done.set()

@@ -5,37 +5,63 @@ import sys
 
 import pytest
 
-from sglang_flowprefill.core import EventKind, PredictionError, PrefillBatch, PrefillRequest, Slo
-from sglang_flowprefill.observe.metrics import METRICS, Metrics
+from sglang_flowprefill.observe.metrics import METRICS
 
 PROGRAM = """
 import sys
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+from sglang_flowprefill.core import (
+    Degrade, Event, EventKind, PredictionError, PrefillBatch, PrefillRequest, Reject, RoundView,
+    Slo, StartBatch,
+)
+from sglang_flowprefill.core.batch import BatchChange
+from sglang_flowprefill.loop.inflight import InflightTable
+from sglang_flowprefill.loop.observer import Observer, Observers, Round
 from sglang_flowprefill.observe.metrics import Metrics
-from sglang_flowprefill.core import EventKind, PredictionError, PrefillBatch, PrefillRequest, Slo
+from tests.unit.observe.cursors import Work
 request = PrefillRequest("r", 0.0, Slo(1.0, "chat"), 100)
 other = PrefillRequest("s", 0.0, Slo(1.0, "brought along"), 100)
-prefill = PrefillBatch(1, (request, other), 1.0, run_s=0.25)
-metrics = Metrics(is_enabled=True, class_names=["chat", "documents"])
-metrics.on_event(EventKind.ARRIVAL)
-metrics.on_arrival(request)
-metrics.on_not_admitted(request, "the queue is full", is_rejected=True)
-metrics.on_not_admitted(request, "predicted to miss its deadline", is_rejected=False)
-metrics.on_round(EventKind.ARRIVAL, 0.0003, [request, request, other])
-metrics.on_preemption()
-metrics.on_start(prefill)
-metrics.on_resume()
-metrics.on_yield(0.0042)
-metrics.on_suspended(3, 4096)
-metrics.on_tiles(10, 640)
-metrics.on_tiles(15, 1000)
-metrics.on_prefill_end("finished")
-metrics.on_restart(prefill, "decode needs memory")
-metrics.on_prediction(PredictionError(5, 0.1, -0.2))
-metrics.on_first_token("chat", 0.4, is_attained=True)
-metrics.on_completion("chat", "stop")
-metrics.on_decode(7)
-metrics.on_round(EventKind.COMPLETION, 0.0003, [request])
+table, tiles = InflightTable(), [(0, 0)]
+observers = Observers([Metrics(["chat", "documents"], table.suspended, lambda: tiles[-1])])
+tell = observers.tell
+
+def tell_round(kind, *waiting):
+    decision = StartBatch((request,), "first")
+    view = RoundView(waiting)
+    tell(Observer.on_round, Round([Event(kind, 0.0)], view, decision, 0.0, 0.0003, 0))
+
+def open_suspended(held_bytes, run_s):
+    cursor = table.open(Work((request, other), held_bytes=held_bytes), 1.0, 0.0)
+    tell(Observer.on_resume, cursor, 0.0, "first")
+    cursor.prefill.apply(BatchChange.RESUME, 0.0)
+    cursor.prefill.apply(BatchChange.YIELD, run_s)
+    tell(Observer.on_yield, cursor, run_s, "message", 0.0042)
+    return cursor
+
+tell(Observer.on_event, EventKind.ARRIVAL)
+tell(Observer.on_arrival, request)
+tell(Observer.on_not_admitted, request, Reject("the queue is full", 1.0))
+tell(Observer.on_not_admitted, request, Degrade("predicted to miss its deadline"))
+tell_round(EventKind.ARRIVAL, request, request, other)
+first, second, third, fourth = [open_suspended(b, 0.25) for b in (4000, 90, 6, 5)]
+tell(Observer.on_preemption, first, second, 1.0, "tighter")
+tell(Observer.on_resume, first, 1.0, "first")
+tiles.append((10, 640))
+table.close(first)
+tell(Observer.on_prefill_end, first, 2.0)
+tiles.append((15, 1000))
+table.close(second)
+tell(Observer.on_drop, second, 2.0, "decode needs memory")
+table.close(third)
+tell(Observer.on_cancel, third, 2.0)
+table.close(fourth)
+tell(Observer.on_failure, fourth, 2.0, ValueError("x"))
+open_suspended(4096, 0.1)
+tell(Observer.on_prediction, PredictionError(5, 0.1, -0.2))
+tell(Observer.on_first_token, request, 0.4)
+tell(Observer.on_completion, request, "stop")
+tell(Observer.on_decode, 0.0, 0.1, 7)
+tell_round(EventKind.COMPLETION, request)
 registry = CollectorRegistry()
 multiprocess.MultiProcessCollector(registry)
 sys.stdout.buffer.write(generate_latest(registry))
@@ -48,7 +74,7 @@ def exposition(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prometheus")
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env={"PROMETHEUS_MULTIPROC_DIR": str(folder), "PATH": ""},
+        env={"PROMETHEUS_MULTIPROC_DIR": str(folder), "PATH": "", "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
         check=True,
@@ -81,13 +107,16 @@ def exposition(tmp_path_factory):
         ('round_seconds_bucket{le="0.0005"}', 2),
         ("preemptions_total", 1),
         ("resumes_total", 1),
-        ('blocking_seconds_bucket{le="0.005"}', 1),
+        ('blocking_seconds_bucket{le="0.005"}', 5),
         ('prefills_total{outcome="finished"}', 1),
-        ("prefill_batch_requests_sum", 2),
-        ("prefill_batch_tokens_sum", 200),
+        ('prefills_total{outcome="dropped"}', 1),
+        ('prefills_total{outcome="cancelled"}', 1),
+        ('prefills_total{outcome="failed"}', 1),
+        ("prefill_batch_requests_sum", 10),
+        ("prefill_batch_tokens_sum", 1000),
         ("tiles_total", 15),
         ("tile_tokens_total", 1000),
-        ("suspended_cursors", 3),
+        ("suspended_cursors", 1),
         ("suspended_bytes", 4096),
         ('restarts_total{reason="decode needs memory"}', 2),
         ('restarts_total{reason="nothing else can run"}', 0),
@@ -113,22 +142,6 @@ def test_every_metric_is_moved_by_some_report(exposition):
         if not any(f"sglang_flowprefill_{metric.name}{end}" in moved for end in ends)
     ]
     assert dead == []
-
-
-def test_without_metrics_nothing_is_made():
-    """Where metrics are off, no report does anything, nor needs prometheus_client."""
-    request = PrefillRequest("r", 0.0, Slo(1.0), 100)
-    prefill = PrefillBatch(1, (request,), 1.0)
-    metrics = Metrics(is_enabled=False, class_names=["chat"])
-    metrics.on_event(EventKind.ARRIVAL)
-    metrics.on_arrival(request)
-    metrics.on_round(EventKind.ARRIVAL, 0.1, [request])
-    metrics.on_start(prefill)
-    metrics.on_restart(prefill, "decode needs memory")
-    metrics.on_prediction(PredictionError(1, 0.0, 0.0))
-    metrics.on_tiles(1, 1)
-    metrics.on_decode(1)
-    assert metrics._of == {}
 
 
 def test_metrics_carry_their_unit_and_their_help():

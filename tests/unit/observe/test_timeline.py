@@ -11,13 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sglang_flowprefill.errors import ConfigError
-from sglang_flowprefill.observe.timeline import (
-    BEFORE_FIRST_OPERATOR,
-    CHUNK_FINISHED,
+from sglang_flowprefill.observe.timeline import BEFORE_FIRST_OPERATOR, CHUNK_FINISHED, Timeline
+from sglang_flowprefill.observe.timeline_reader import (
     DecodeSlice,
     OperatorSlice,
     RoundInstant,
-    Timeline,
     read_timeline,
 )
 from sglang_flowprefill.testing import ManualClock

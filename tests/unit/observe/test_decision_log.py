@@ -2,56 +2,27 @@
 
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 
-from sglang_flowprefill.core import Degrade, PrefillBatch, PrefillRequest, Reject, Slo
-from sglang_flowprefill.core.batch import BatchChange
+from sglang_flowprefill.adapter.serving.request_traces import RequestTraces
+from sglang_flowprefill.core import Degrade, PrefillRequest, Reject, Slo
+from sglang_flowprefill.loop.observer import Observer, Observers
 from sglang_flowprefill.observe.decision_log import DecisionLog
-from sglang_flowprefill.observe.live_state import LiveState
-from sglang_flowprefill.observe.metrics import Metrics
-from sglang_flowprefill.observe.telemetry import Telemetry
 from sglang_flowprefill.testing import ManualClock
+from tests.unit.observe.cursors import suspended_cursor
 
 LOGGER = "sglang_flowprefill.observe.decision_log"
 
 
-class FakeTrace:
-    """Stands for SGLang's trace of one request."""
-
-    def __init__(self, *, is_on):
-        self.tracing_enable = is_on
-        self.events = []
-
-    def trace_event(self, name, level, ts=None, attrs=None):
-        """Note an event."""
-        assert self.tracing_enable
-        self.events.append((name, level, attrs))
-
-
-def cursor(batch_id, name, class_name, *, is_traced=False):
-    """A prefill of one request that has run for half a second."""
-    request = PrefillRequest(name, 100.0, Slo(2.0, class_name), 500)
-    prefill = PrefillBatch(batch_id, (request,), predicted_s=1.5)
-    prefill.apply(BatchChange.RESUME, 100.0)
-    prefill.apply(BatchChange.YIELD, 100.5)
-    req = SimpleNamespace(time_stats=SimpleNamespace(trace_ctx=FakeTrace(is_on=is_traced)))
-    return SimpleNamespace(
-        prefill=prefill, reqs=[req], started_as=(request,), execution=None, trace=req.time_stats
-    )
-
-
 class Told:
-    """A ``Telemetry`` and what it has told."""
+    """A decision log and traces of requests, told what the loop tells, and what came of it."""
 
     def __init__(self, caplog, level="info", style="json", **options):
         caplog.set_level(logging.INFO, LOGGER)
         self._caplog = caplog
         self.clock = ManualClock(100.6)
-        live = LiveState("s-edf", "operator", {}, self.clock)
-        metrics = Metrics(is_enabled=False, class_names=[])
-        self.telemetry = Telemetry(metrics, live, DecisionLog(level, style, **options), None)
+        self.observers = Observers([DecisionLog(level, style, **options), RequestTraces()])
 
     @property
     def lines(self):
@@ -64,12 +35,21 @@ class Told:
         return [json.loads(line) for line in self.lines]
 
     def preempt(self, long_one, short_one):
-        """Put one prefill in front of another."""
-        self.telemetry.on_preemption(long_one, short_one, self.clock(), reason="tighter")
+        """Put one prefill in front of another, as the loop does."""
+        long_one.prefill.num_preemptions += 1
+        long_one.is_preempted = True
+        self.observers.tell(
+            Observer.on_preemption, long_one, short_one, self.clock(), "tighter deadline"
+        )
 
     def resume(self, cursor):
-        """Let a prefill go on."""
-        self.telemetry.on_resume(cursor, self.clock(), reason="first in order")
+        """Let a prefill go on, as the loop does."""
+        self.observers.tell(Observer.on_resume, cursor, self.clock(), "first in order")
+        cursor.is_preempted = False
+
+    def drop(self, cursor):
+        """Give a prefill up."""
+        self.observers.tell(Observer.on_drop, cursor, 101.0, "decode needs memory")
 
 
 @pytest.fixture
@@ -78,9 +58,19 @@ def told(caplog):
     return Told(caplog)
 
 
+def long_cursor(**options):
+    """A document that stands suspended."""
+    return suspended_cursor("long", "documents", batch_id=7, **options)
+
+
+def short_cursor(**options):
+    """A chat that wants to run."""
+    return suspended_cursor("short", "chat", batch_id=8, **options)
+
+
 def test_a_preemption_says_who_made_way_for_whom_and_why(told):
     """One line with both prefills, their progress and the reason."""
-    told.preempt(cursor(7, "long", "documents"), cursor(8, "short", "chat"))
+    told.preempt(long_cursor(), short_cursor())
     (event,) = told.events
     assert event.pop("timestamp")[:2] == "20"
     assert event == {
@@ -95,16 +85,16 @@ def test_a_preemption_says_who_made_way_for_whom_and_why(told):
         "by_batch_id": 8,
         "by_request_ids": ["short"],
         "by_slo_class": "chat",
-        "reason": "tighter",
+        "reason": "tighter deadline",
     }
 
 
 def test_only_what_was_preempted_is_said_to_resume(told):
     """A prefill that only stood still for a decode step or a round goes on without a word."""
-    long_one = cursor(7, "long", "documents")
+    long_one = long_cursor()
     told.resume(long_one)
     assert told.lines == []
-    told.preempt(long_one, cursor(8, "short", "chat"))
+    told.preempt(long_one, short_cursor())
     told.clock.advance(0.4)
     told.resume(long_one)
     told.resume(long_one)
@@ -113,7 +103,6 @@ def test_only_what_was_preempted_is_said_to_resume(told):
         "flowprefill.resume",
     ]
     assert told.events[1]["suspended_ms"] == pytest.approx(500.0)
-    assert told.telemetry.describe()["num_resumes"] == 3
 
 
 @pytest.mark.parametrize(
@@ -127,7 +116,7 @@ def test_only_what_was_preempted_is_said_to_resume(told):
 def test_a_request_that_is_not_admitted_has_its_line(told, verdict, event, retry_after_ms):
     """Refusals and degradations say of whom and why, refusals when to try again."""
     request = PrefillRequest("r", 100.0, Slo(0.5, "chat"), 500)
-    told.telemetry.on_not_admitted(request, verdict)
+    told.observers.tell(Observer.on_not_admitted, request, verdict)
     (line,) = told.events
     assert line["event"] == event
     assert line["reason"] == verdict.reason
@@ -137,16 +126,25 @@ def test_a_request_that_is_not_admitted_has_its_line(told, verdict, event, retry
 
 def test_a_dropped_prefill_is_a_warning(told, caplog):
     """Work that is thrown away is a warning at any setting."""
-    told.telemetry.on_restart(cursor(7, "long", "documents"), 101.0, reason="decode needs memory")
+    told.drop(long_cursor())
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert told.events[0]["lost_ms"] == 500.0
 
 
+def test_a_failed_prefill_is_a_warning_with_the_error(told, caplog):
+    """An operator who looks for the cause of a 500 finds the requests and the error."""
+    told.observers.tell(Observer.on_failure, long_cursor(), 101.0, ValueError("no such operator"))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert told.events[0]["request_ids"] == ["long"]
+    assert told.events[0]["reason"] == "no such operator"
+
+
 def test_text_is_one_line_of_names_and_values(caplog):
     """A request id with spaces, quotes or line breaks stays one quoted word."""
     told = Told(caplog, style="text")
-    told.preempt(cursor(7, 'a "b"\nc', "documents"), cursor(8, "short", "chat"))
+    told.preempt(suspended_cursor('a "b"\nc', "documents", batch_id=7), short_cursor())
     (line,) = told.lines
     assert line.startswith('FlowPrefill preempt: batch_id=7 request_ids="a \\"b\\"\\nc" slo_class=')
     assert "\n" not in line
@@ -155,28 +153,28 @@ def test_text_is_one_line_of_names_and_values(caplog):
 def test_debug_lines_are_not_made_where_nobody_sees_them(caplog):
     """At SGLang's usual log level the default says nothing but warnings."""
     told = Told(caplog, level="debug")
-    told.preempt(cursor(7, "long", "documents"), cursor(8, "short", "chat"))
+    told.preempt(long_cursor(), short_cursor())
     assert told.lines == []
-    assert told.telemetry.describe()["num_preemptions"] == 1
 
 
 def test_one_rank_speaks_for_all(caplog):
     """A silent rank logs neither decisions nor warnings."""
     told = Told(caplog, is_silent=True)
-    told.preempt(cursor(7, "long", "documents"), cursor(8, "short", "chat"))
-    told.telemetry.on_restart(cursor(9, "x", "chat"), 101.0, reason="decode needs memory")
+    told.preempt(long_cursor(), short_cursor())
+    told.drop(long_cursor())
     assert told.lines == []
 
 
 def test_traced_requests_get_events_and_others_none(caplog):
     """Where SGLang traces a request its trace holds both events, logged or not."""
     told = Told(caplog, level="debug")
-    long_one = cursor(7, "long", "documents", is_traced=True)
-    untraced = cursor(8, "short", "chat")
+    long_one, untraced = long_cursor(is_traced=True), short_cursor()
     told.preempt(long_one, untraced)
     told.resume(long_one)
-    (first, level, facts), (second, _, _) = long_one.trace.trace_ctx.events
+    (traced_req,) = long_one.work.reqs
+    (first, level, facts), (second, _, _) = traced_req.time_stats.trace_ctx.events
     assert (first, second) == ("flowprefill.preempt", "flowprefill.resume")
     assert level == 1
     assert facts["flowprefill.by_request_ids"] == ["short"]
-    assert untraced.trace.trace_ctx.events == []
+    (untraced_req,) = untraced.work.reqs
+    assert untraced_req.time_stats.trace_ctx.events == []
