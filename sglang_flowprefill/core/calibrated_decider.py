@@ -1,4 +1,4 @@
-"""A scheduler whose predictions follow what prefills really take."""
+"""A decider whose predictions follow what prefills really take."""
 
 from dataclasses import asdict, replace
 from typing import Any
@@ -12,10 +12,10 @@ from sglang_flowprefill.core.view import RoundView
 
 
 class CalibratedDecider:
-    """Holds the present scheduler, and replaces it when calibration has moved.
+    """Holds the present decider, and replaces it when calibration has moved.
 
     Args:
-        scheduler: What decides; its cost is replaced at once.
+        decider: What decides; its cost is replaced at once.
         calibration: The predictor; learns from every prefill that ends.
         distortion: Makes predictions wrong on purpose.
 
@@ -24,11 +24,11 @@ class CalibratedDecider:
     """
 
     def __init__(
-        self, scheduler: PrefillDecider, calibration: Calibration, distortion: Distortion
+        self, decider: PrefillDecider, calibration: Calibration, distortion: Distortion
     ) -> None:
         self._calibration = calibration
         self._distortion = distortion
-        self.present = scheduler
+        self.present = decider
         self._use(calibration.cost)
 
     def decide(self, view: RoundView, now_s: float) -> Decision:

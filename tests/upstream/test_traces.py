@@ -4,6 +4,7 @@ In a process of its own: tracing, once on, stays on.
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -15,13 +16,24 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sglang.srt.observability import trace
 from sglang.srt.observability.req_time_stats import RequestStage
-from sglang_flowprefill.adapter.serving import request_traces
+from sglang_flowprefill.adapter.serving.request_traces import RequestTraces
+from tests.unit.observe.cursors import suspended_cursor
 
-def request_with(context):
-    return SimpleNamespace(time_stats=SimpleNamespace(trace_ctx=context))
+def cursor_with(*contexts):
+    cursor = suspended_cursor("a", "documents", batch_id=7)
+    cursor.work.reqs = [
+        SimpleNamespace(time_stats=SimpleNamespace(trace_ctx=context)) for context in contexts
+    ]
+    return cursor
+
+def preempt_and_resume(cursor):
+    traces, other = RequestTraces(), suspended_cursor("b", "chat", batch_id=8)
+    traces.on_preemption(cursor, other, 101.0, "its turn")
+    cursor.is_preempted = True
+    traces.on_resume(cursor, 102.0, "its turn")
 
 untraced = [trace.TraceNullContext(), trace.TraceReqContext("before it was on")]
-num_traced = len(request_traces.traced(map(request_with, untraced)))
+preempt_and_resume(cursor_with(*untraced))
 
 # As --enable-trace does, but for where spans go.
 memory = InMemorySpanExporter()
@@ -35,28 +47,28 @@ prefill = RequestStage.PREFILL_FORWARD
 context = trace.TraceReqContext("rid", module_name="request", trace_level=1)
 context.trace_req_start()
 context.trace_slice_start(prefill.stage_name, prefill.level)
-reqs = request_traces.traced([request_with(context)])
-facts = {"batch_id": 7, "request_ids": ["a", "b"], "suspended_ms": 12.5, "reason": "its turn"}
-request_traces.add_event(reqs, "preempt", facts)
-request_traces.add_event(reqs, "resume", facts)
+preempt_and_resume(cursor_with(context))
 context.trace_slice_end(prefill.stage_name, prefill.level)
 context.trace_req_finish()
 (span,) = [span for span in memory.get_finished_spans() if span.name == prefill.stage_name]
-print(json.dumps([num_traced, [[event.name, dict(event.attributes)] for event in span.events]]))
+print(json.dumps([[event.name, dict(event.attributes)] for event in span.events]))
 """
 
 
 def test_events_land_in_the_span_of_the_prefill():
     """While SGLang traces a request, both events are of its prefill's span; before, of none."""
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True, check=True
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    num_traced, events = json.loads(result.stdout.splitlines()[-1])
-    assert num_traced == 0
+    events = json.loads(result.stdout.splitlines()[-1])
     assert [name for name, _ in events] == ["flowprefill.preempt", "flowprefill.resume"]
-    assert events[0][1] == {
-        "flowprefill.batch_id": 7,
-        "flowprefill.request_ids": ["a", "b"],
-        "flowprefill.suspended_ms": 12.5,
-        "flowprefill.reason": "its turn",
-    }
+    preempted, resumed = (attributes for _, attributes in events)
+    assert preempted["flowprefill.request_ids"] == ["a"]
+    assert preempted["flowprefill.by_request_ids"] == ["b"]
+    assert preempted["flowprefill.reason"] == "its turn"
+    assert resumed["flowprefill.batch_id"] == 7
+    assert resumed["flowprefill.suspended_ms"] == 1500.0

@@ -118,9 +118,10 @@ def build_serving(
         ConfigError: A setting does not fit the model, or a file cannot be written.
         RankError: Ranks differ.
     """
-    config, classes = config_of(scheduler.server_args), slo_classes_of(scheduler.server_args)
+    config = config_of(scheduler.server_args)
+    given = _Given(scheduler, ranks, config, slo_classes_of(scheduler.server_args), inputs.clock)
     events = _Events(inputs)
-    runner = _runner(scheduler, ranks, events.has_event, config)
+    runner = _runner(given, events.has_event)
     engine = SGLangEngine(
         scheduler,
         runner,
@@ -132,33 +133,43 @@ def build_serving(
         checks_cursors=config.check_cursors,
     )
     with DynamicGradMode():
-        profile = _profile(scheduler, engine, runner, ranks, config)
+        profile = _profile(given, engine, runner)
     runner.limit_operators(
         profile.operator_seconds_per_row, profile.cost, config.max_operator_ms / 1000.0
     )
     decider = CalibratedDecider(
-        _prefill_decider(config, classes, profile),
+        _prefill_decider(given, profile),
         Calibration.from_profile(profile.cost),
         Distortion(config.prediction_factor, config.prediction_noise),
     )
-    telemetry = _telemetry(scheduler, ranks, runner, inflight, config, classes, inputs.clock)
+    telemetry = _telemetry(given, runner, inflight)
     wrapped = inputs.decider(decider)
     loop = EventLoop(
         engine,
-        events.connect(scheduler, engine, ranks),
+        events.connect(given, engine),
         StressDecider(wrapped) if config.stress else wrapped,
         _decode_clock(config),
         inputs.clock,
         inflight=inflight,
-        admission=_admission(config, classes),
+        admission=_admission(given),
         observers=telemetry.observers,
         agreement=ranks,
-        settings=_loop_settings(config, ranks),
+        settings=_loop_settings(given),
     )
-    _log_start(scheduler, runner, config)
-    return Serving(
-        loop, runner, decider, telemetry, profile.path, _state_server(scheduler, ranks, telemetry)
-    )
+    _log_start(given, runner)
+    state_server = _state_server(given, telemetry)
+    return Serving(loop, runner, decider, telemetry, profile.path, state_server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What every part is made from."""
+
+    scheduler: Any
+    ranks: Ranks
+    config: FlowPrefillConfig
+    classes: SloClasses
+    clock: Callable[[], float]
 
 
 class _Events:
@@ -173,11 +184,12 @@ class _Events:
         assert self._sources is not None, "nothing is suspended before the loop runs"
         return self._sources.has_event()
 
-    def connect(self, scheduler: Any, engine: SGLangEngine, ranks: Ranks) -> EventSources:
-        """Listen to a scheduler's sockets, its grammars and its memory."""
+    def connect(self, given: _Given, engine: SGLangEngine) -> EventSources:
+        """Listen to the scheduler's sockets, its grammars and its memory."""
+        scheduler = given.scheduler
         channels = scheduler.ipc_channels
         messages = MessageSource(
-            [channels.recv_from_tokenizer, channels.recv_from_rpc] if ranks.is_leader else [],
+            [channels.recv_from_tokenizer, channels.recv_from_rpc] if given.ranks.is_leader else [],
             lambda: [kind for m in scheduler.ingest_requests() for kind in kinds_of(m)],
         )
         self._sources = self._inputs.sources(
@@ -189,9 +201,8 @@ class _Events:
         return self._sources
 
 
-def _runner(
-    scheduler: Any, ranks: Ranks, has_event: Callable[[], bool], config: FlowPrefillConfig
-) -> PreemptibleModelRunner:
+def _runner(given: _Given, has_event: Callable[[], bool]) -> PreemptibleModelRunner:
+    scheduler, ranks, config = given.scheduler, given.ranks, given.config
     device = str(scheduler.device)
     return PreemptibleModelRunner(
         scheduler.tp_worker.model_runner,
@@ -203,14 +214,9 @@ def _runner(
     )
 
 
-def _profile(
-    scheduler: Any,
-    engine: SGLangEngine,
-    runner: PreemptibleModelRunner,
-    ranks: Ranks,
-    config: FlowPrefillConfig,
-) -> Profile:
+def _profile(given: _Given, engine: SGLangEngine, runner: PreemptibleModelRunner) -> Profile:
     """Warm the model up, check that its boundaries fire, and fetch or measure its costs."""
+    scheduler, ranks, config = given.scheduler, given.ranks, given.config
     key = profile_key(scheduler.tp_worker.model_runner, engine.max_chunk_tokens, ranks.size)
     shape = (runner.num_boundaries, key["kernels"])
     ranks.require_equal("number of boundaries and kernels", shape)
@@ -227,11 +233,10 @@ def _profile(
     )
 
 
-def _prefill_decider(
-    config: FlowPrefillConfig, classes: SloClasses, profile: Profile
-) -> PrefillDecider:
+def _prefill_decider(given: _Given, profile: Profile) -> PrefillDecider:
+    config = given.config
     policy = make_policy(config.policy, PolicyOptions(config.starvation_factor))
-    if "degrade" in classes.admission_modes(cast("AdmissionMode", config.admission)):
+    if "degrade" in given.classes.admission_modes(cast("AdmissionMode", config.admission)):
         policy = DegradedLast(policy)
     max_batch_tokens = config.max_batch_tokens or profile.saturation_tokens
     return PrefillDecider(
@@ -247,8 +252,9 @@ def _prefill_decider(
     )
 
 
-def _admission(config: FlowPrefillConfig, classes: SloClasses) -> Admission | None:
+def _admission(given: _Given) -> Admission | None:
     """Return what judges new requests; None if every one is admitted."""
+    config, classes = given.config, given.classes
     mode = cast("AdmissionMode", config.admission)
     if classes.admission_modes(mode) == {"off"} and config.max_waiting is None:
         return None
@@ -262,9 +268,10 @@ def _decode_clock(config: FlowPrefillConfig) -> DecodeClock:
     return DecodeClock(pacing, config.tpot_slo_ms / 1000.0)
 
 
-def _loop_settings(config: FlowPrefillConfig, ranks: Ranks) -> LoopSettings:
+def _loop_settings(given: _Given) -> LoopSettings:
+    config = given.config
     # Followers would judge by a prediction of their own; all of them ask everywhere.
-    checks_all = config.stress or ranks.size > 1
+    checks_all = config.stress or given.ranks.size > 1
     return LoopSettings(
         unchecked_s=0.0 if checks_all else config.min_preemption_gain_ms / 1000.0,
         checks_slices=config.check_cursors,
@@ -272,43 +279,37 @@ def _loop_settings(config: FlowPrefillConfig, ranks: Ranks) -> LoopSettings:
 
 
 def _telemetry(
-    scheduler: Any,
-    ranks: Ranks,
-    runner: PreemptibleModelRunner,
-    inflight: InflightTable[SGLangPrefill],
-    config: FlowPrefillConfig,
-    classes: SloClasses,
-    clock: Callable[[], float],
+    given: _Given, runner: PreemptibleModelRunner, inflight: InflightTable[SGLangPrefill]
 ) -> Telemetry:
-    default = classes.default
-    ttft_slo_ms = {default.class_name: default.ttft_s * 1000.0, **classes.ttft_slo_ms}
-    live = LiveState(config.policy, config.granularity, ttft_slo_ms, clock, inflight)
-    log = DecisionLog(config.log_level, config.log_format, is_silent=not ranks.is_leader)
+    config, is_leader, default = given.config, given.ranks.is_leader, given.classes.default
+    ttft_slo_ms = {default.class_name: default.ttft_s * 1000.0, **given.classes.ttft_slo_ms}
+    live = LiveState(config.policy, config.granularity, ttft_slo_ms, given.clock, inflight)
+    log = DecisionLog(config.log_level, config.log_format, is_silent=not is_leader)
     others: list[Observer] = [log, RequestTraces()]
-    if _sglang.is_metrics_enabled(scheduler) and ranks.is_leader:
+    if _sglang.is_metrics_enabled(given.scheduler) and is_leader:
         tiles = lambda: (runner.num_tiles, runner.num_tile_tokens)  # noqa: E731
         others.append(Metrics([*ttft_slo_ms], inflight.suspended, tiles))
-    if config.trace and ranks.is_leader:
-        timeline = Timeline(Path(config.trace), clock)
+    if config.trace and is_leader:
+        timeline = Timeline(Path(config.trace), given.clock)
         runner.checkpoint.observer = timeline.on_boundary
         others.append(TimelineObserver(timeline))
     return Telemetry(live, others)
 
 
-def _state_server(scheduler: Any, ranks: Ranks, telemetry: Telemetry) -> StateServer | None:
-    if not ranks.is_leader:
+def _state_server(given: _Given, telemetry: Telemetry) -> StateServer | None:
+    if not given.ranks.is_leader:
         return None
-    rank = _sglang.data_parallel_rank(scheduler)
-    address = address_of_rank(state_address_of(scheduler.server_args), rank)
+    rank = _sglang.data_parallel_rank(given.scheduler)
+    address = address_of_rank(state_address_of(given.scheduler.server_args), rank)
     return StateServer(address, telemetry.live_state)
 
 
-def _log_start(scheduler: Any, runner: PreemptibleModelRunner, config: FlowPrefillConfig) -> None:
+def _log_start(given: _Given, runner: PreemptibleModelRunner) -> None:
     logger.info(
         "FlowPrefill is active: policy %s, granularity %s, %d boundaries in %d layers, %s",
-        config.policy,
-        config.granularity,
+        given.config.policy,
+        given.config.granularity,
         runner.num_boundaries,
         runner.num_layers,
-        type(scheduler.tp_worker.model_runner.attn_backend).__name__,
+        type(given.scheduler.tp_worker.model_runner.attn_backend).__name__,
     )

@@ -1,4 +1,4 @@
-"""SGLang's scheduler as the engine of the loop: each primitive carried out with upstream's parts."""
+"""SGLang's scheduler as the engine of the loop: its primitives, made of upstream's parts."""
 
 import logging
 import time

@@ -16,6 +16,7 @@ LEGAL = {
     ("running", "finish"): "finished",
     ("ready", "cancel"): "cancelled",
     ("suspended", "cancel"): "cancelled",
+    ("running", "fail"): "failed",
 }
 
 
@@ -26,7 +27,7 @@ def batch_in(state):
 
 @pytest.mark.parametrize(("state", "change"), list(product(BatchState, BatchChange)))
 def test_every_change_is_legal_or_refused(state, change):
-    """The diagram in the module's docstring is what happens, for all twenty pairs."""
+    """The diagram in the module's docstring is what happens, for every pair."""
     batch = batch_in(state)
     expected = LEGAL.get((state.value, change.value))
     if expected is None:

@@ -1,4 +1,4 @@
-"""The scheduler's predictions follow what prefills really take."""
+"""The decider's predictions follow what prefills really take."""
 
 import pytest
 
@@ -17,32 +17,32 @@ REQUEST = make_request("r", num_uncached_tokens=1000)
 
 
 def calibrated(distortion=Distortion()):  # noqa: B008 (immutable)
-    """Return a scheduler that takes a token for a millisecond, until it learns better."""
-    scheduler = PrefillDecider(Fcfs(), MS_PER_TOKEN, BatchLimits(max_tokens=512))
-    return CalibratedDecider(scheduler, Calibration.from_profile(MS_PER_TOKEN), distortion)
+    """Return a decider that takes a token for a millisecond, until it learns better."""
+    decider = PrefillDecider(Fcfs(), MS_PER_TOKEN, BatchLimits(max_tokens=512))
+    return CalibratedDecider(decider, Calibration.from_profile(MS_PER_TOKEN), distortion)
 
 
 def test_predictions_follow_a_machine_that_is_slower_than_its_profile():
     """After some prefills at three times the cost, the next one is predicted so; errors say it."""
-    scheduler = calibrated()
-    before_s = scheduler.present.predict_s([REQUEST])
+    decider = calibrated()
+    before_s = decider.present.predict_s([REQUEST])
     for _ in range(40):
-        scheduler.learn(Observation(1, 1000, 500_500.0, 3 * before_s))
-    assert scheduler.present.predict_s([REQUEST]) == pytest.approx(3 * before_s, rel=0.1)
-    described = scheduler.describe()
+        error = decider.learn(Observation(1, 1000, 500_500.0, 3 * before_s))
+    assert decider.present.predict_s([REQUEST]) == pytest.approx(3 * before_s, rel=0.1)
+    described = decider.describe()
     assert described["num_observed"] == 40
-    assert described["median_absolute_error"] == round(scheduler.error.median_absolute, 4)
+    assert described["median_absolute_error"] == round(error.median_absolute, 4)
     assert described["recent"][-1]["actual_s"] == 3 * before_s
 
 
-def test_nothing_else_of_the_scheduler_changes():
+def test_nothing_else_of_the_decider_changes():
     """Policy and limits are those that it was given."""
-    scheduler = calibrated()
-    before = scheduler.present
+    decider = calibrated()
+    before = decider.present
     for _ in range(40):
-        scheduler.learn(Observation(1, 1000, 500_500.0, 9.0))
-    assert scheduler.present is not before
-    assert (scheduler.present.policy, scheduler.present.limits) == (before.policy, before.limits)
+        decider.learn(Observation(1, 1000, 500_500.0, 9.0))
+    assert decider.present is not before
+    assert (decider.present.policy, decider.present.limits) == (before.policy, before.limits)
 
 
 def test_a_distortion_holds_from_the_first_prediction_on():
