@@ -23,11 +23,7 @@ from bench.client import http_session, timed_prompt
 from bench.engines.engine import ServerOptions
 from bench.prompts import UniquePrompts
 from bench.servers import running_server
-from sglang_flowprefill.observe.timeline import (
-    RecordedTimeline,
-    RunningSlice,
-    read_timeline,
-)
+from sglang_flowprefill.observe.timeline_reader import RecordedTimeline, RunningSlice, read_timeline
 
 LONG_TOKENS = 4000
 SHORT_TOKENS = 32

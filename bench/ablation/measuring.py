@@ -15,7 +15,7 @@ from bench.blocking.waits import Window, operator_durations_s, running_in, unifo
 from bench.client import get_json, http_session
 from bench.errors import ServerError
 from bench.metrics import percentile
-from sglang_flowprefill.observe.timeline import RunningSlice, read_timeline
+from sglang_flowprefill.observe.timeline_reader import RunningSlice, read_timeline
 
 _SCHEDULER = "scheduler"  # what SGLang calls the process, in its title
 

@@ -15,7 +15,7 @@ from bench.blocking.waits import (
     uniform_arrival,
 )
 from bench.errors import BenchError
-from sglang_flowprefill.observe.timeline import RecordedTimeline
+from sglang_flowprefill.observe.timeline_reader import RecordedTimeline
 
 Found = TypeVar("Found")
 

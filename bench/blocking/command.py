@@ -31,7 +31,7 @@ from bench.progress import progress_bar
 from bench.report import new_folder, result_console
 from bench.servers import running_server
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
-from sglang_flowprefill.observe.timeline import read_timeline
+from sglang_flowprefill.observe.timeline_reader import read_timeline
 
 _DEFAULT_CACHE_TOKENS = 32_768  # KV cache that SGLang gets on a CPU unless told otherwise
 _SPARE_CACHE_TOKENS = 1024  # room beside the long prompt and one urgent one

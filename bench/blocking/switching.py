@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.blocking.waits import Window, running_in
 from sglang_flowprefill.core import EventKind
-from sglang_flowprefill.observe.timeline import RecordedTimeline
+from sglang_flowprefill.observe.timeline_reader import RecordedTimeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from statistics import fmean
 
 from bench.metrics import percentile
 from sglang_flowprefill.core import EventKind
-from sglang_flowprefill.observe.timeline import RecordedTimeline, RoundInstant, RunningSlice
+from sglang_flowprefill.observe.timeline_reader import RecordedTimeline, RoundInstant, RunningSlice
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.errors import UsageError
 from bench.picture import SERIES, Picture, canvas, save
-from sglang_flowprefill.observe.timeline import RecordedTimeline, RunningSlice, read_timeline
+from sglang_flowprefill.observe.timeline_reader import RecordedTimeline, RunningSlice, read_timeline
 
 _MAX_PREFILLS = 30
 _CLASS = re.compile(r"\(([^()]*)\)$")  # at the end of a label

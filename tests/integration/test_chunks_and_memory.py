@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sglang_flowprefill.observe.timeline import read_timeline
+from sglang_flowprefill.observe.timeline_reader import read_timeline
 from tests.integration.serving import generate_body, serving, tokens
 
 pytestmark = pytest.mark.server

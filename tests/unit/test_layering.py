@@ -1,6 +1,8 @@
 """Who may import whom: the architecture diagram, enforced on the source text."""
 
 import ast
+import graphlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,17 @@ ALLOWED = {
         "numpy",
     },
     "api": {f"{OURS}.api", f"{OURS}.core", f"{OURS}.errors", "msgspec"},
-    "sim": {f"{OURS}.sim", f"{OURS}.core"},
+    "loop": {f"{OURS}.loop", f"{OURS}.core", f"{OURS}.errors"},
+    "observe": {
+        f"{OURS}.observe",
+        f"{OURS}.loop",
+        f"{OURS}.core",
+        f"{OURS}.api.state",
+        f"{OURS}.errors",
+        "msgspec",
+        "prometheus_client",
+    },
+    "sim": {f"{OURS}.sim", f"{OURS}.loop", f"{OURS}.core", f"{OURS}.errors"},
     "patching": {f"{OURS}.patching", f"{OURS}.errors"},
     "kernels": {f"{OURS}.kernels", f"{OURS}.cache", "torch", "triton"},
     "checks": {
@@ -79,6 +91,7 @@ def test_imports_point_downwards(part):
         for path in modules_of(part)
         for module in imports_of(path)
         if module.partition(".")[0] not in sys.stdlib_module_names
+        and module != OURS  # for the version; that it is light is tested below
         and not is_within(module, ALLOWED[part])
     }
     assert not forbidden
@@ -107,11 +120,65 @@ def test_nothing_below_imports_the_adapter():
     assert offenders <= allowed
 
 
+def imported_modules(tree_root, package):
+    """Return, for each module of a package, which modules of it are imported at its start.
+
+    Imports inside functions and for type checkers only are left out: they make no circle.
+    """
+    files = {
+        ".".join([package, *path.relative_to(tree_root).with_suffix("").parts]).removesuffix(
+            ".__init__"
+        ): path
+        for path in tree_root.rglob("*.py")
+    }
+    graph = {}
+    for name, path in files.items():
+        graph[name] = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & files.keys()
+            elif isinstance(node, ast.ImportFrom):
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                from_modules = members & files.keys()
+                is_all_modules = len(from_modules) == len(members)
+                graph[name] |= from_modules
+                if not is_all_modules and node.module in files:
+                    graph[name].add(node.module)
+    return graph
+
+
+def circle_in(graph):
+    """Return modules that import one another in a circle, or nothing."""
+    order = graphlib.TopologicalSorter(graph)
+    try:
+        order.prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return None
+
+
+@pytest.mark.parametrize("package", [OURS, "bench"])
+def test_no_modules_import_one_another_in_a_circle(package):
+    """Each module can be understood with those below it alone."""
+    root = Path(importlib.import_module(package).__file__).parent
+    assert circle_in(imported_modules(root, package)) is None
+
+
+def test_circles_are_found(tmp_path):
+    """The guard can fail."""
+    (tmp_path / "a.py").write_text("from package.b import name")
+    (tmp_path / "b.py").write_text("import package.a")
+    assert circle_in(imported_modules(tmp_path, "package")) is not None
+
+
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         (OURS, ["torch", "sglang", "greenlet", "numpy", "msgspec"]),
         (f"{OURS}.core", ["torch", "sglang", "greenlet", "numpy", "msgspec"]),
+        (f"{OURS}.loop", ["torch", "sglang", "greenlet", "numpy", "msgspec", "zmq"]),
+        (f"{OURS}.loop.event_loop", ["torch", "sglang", "greenlet", "numpy", "msgspec", "zmq"]),
+        (f"{OURS}.observe.telemetry", ["torch", "sglang", "greenlet", "numpy"]),
         (f"{OURS}.sim", ["torch", "sglang", "greenlet", "numpy", "msgspec"]),
         (f"{OURS}.testing", ["torch", "sglang", "greenlet", "numpy", "msgspec"]),
         (f"{OURS}.api", ["torch", "sglang", "greenlet", "numpy"]),

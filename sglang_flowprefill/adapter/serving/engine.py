@@ -258,13 +258,31 @@ class SGLangEngine:
         self._scheduler.on_idle()
 
     def on_paused(self) -> None:
-        """Book a pass in which the engine is paused."""
-        self._scheduler._record_scheduler_state_for_paused_engine()
+        """Book a pass in which the engine is paused, and show that the loop is alive.
+
+        SGLang's HTTP process keeps health checks to itself during a pause, and waits for any
+        message at all from here. With several tokenizer workers a message needs an addressee.
+        """
+        scheduler = self._scheduler
+        scheduler._record_scheduler_state_for_paused_engine()
+        if scheduler.server_args.tokenizer_worker_num == 1:
+            scheduler.return_health_check_ipcs.append(None)
+        self._answer_health_checks()
 
     def after_pass(self) -> None:
-        """Run SGLang's leak checks, where they are on."""
+        """Answer health checks; run SGLang's leak checks, where they are on.
+
+        SGLang answers a busy server's health checks at the end of the next batch, which prefills
+        that overtake one another put off. Here a pass is the sign of life: a check that comes
+        interrupts the running prefill at its next boundary.
+        """
+        self._answer_health_checks()
         if envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get():
             self._scheduler.invariant_checker.self_check_during_busy()
+
+    def _answer_health_checks(self) -> None:
+        while self._scheduler.return_health_check_ipcs:
+            self._scheduler.maybe_send_health_check_signal()
 
     def has_waiting_grammars(self) -> bool:
         """Tell whether requests wait for a grammar compiler."""

@@ -97,9 +97,14 @@ class FlowPrefillScheduler(_sglang.Scheduler):
     def _collect_inflight_batches(self) -> list[Any]:
         return [*super()._collect_inflight_batches(), InflightView(self._inflight_reqs)]
 
-    def is_fully_idle(self, *args: Any, **kwargs: Any) -> bool:
-        """Not idle while a prefill is suspended: its memory is neither free nor leaked."""
-        return bool(super().is_fully_idle(*args, **kwargs)) and not self._inflight
+    def is_fully_idle(self, for_health_check: bool = False, **kwargs: Any) -> bool:
+        """Not idle while a prefill is suspended: its memory is neither free nor leaked.
+
+        Nor for a health check while the engine is paused: a request of its own would wait for the
+        end of the pause, and the answer is that the loop runs.
+        """
+        is_quiet = not self._inflight and not (for_health_check and self._engine_paused)
+        return bool(super().is_fully_idle(for_health_check, **kwargs)) and is_quiet
 
     def init_invariant_checker(self) -> None:
         """Let the leak checks count the rows of suspended prefills as owned."""

@@ -20,7 +20,8 @@ from bench.ablation.variations import DEFAULT, VARIATIONS, variations_for
 from bench.errors import UsageError
 from bench.servers import ServerDescription
 from sglang_flowprefill.config import FLAG_PREFIX, FlowPrefillConfig, parse_setting
-from sglang_flowprefill.observe.timeline import RunningSlice, Timeline
+from sglang_flowprefill.observe.timeline import Timeline
+from sglang_flowprefill.observe.timeline_reader import RunningSlice
 
 USE = ServerUse(2.0, 0.5, 1.1, 0.002, 0.01, None)
 OPTIONS = ["--num-requests", "3", "--length-scale", "0.01", "--rates", "50,100", "--seeds", "2"]

@@ -4,7 +4,8 @@ import pytest
 
 from bench.errors import UsageError
 from bench.goodput_report.burst import burst_of, class_of, draw_burst
-from sglang_flowprefill.observe.timeline import Timeline, read_timeline
+from sglang_flowprefill.observe.timeline import Timeline
+from sglang_flowprefill.observe.timeline_reader import read_timeline
 
 
 def write_timeline(path, num_short):

@@ -6,12 +6,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sglang_flowprefill.observe.timeline import (
+from sglang_flowprefill.observe.timeline import Timeline
+from sglang_flowprefill.observe.timeline_reader import (
     OperatorSlice,
     RecordedTimeline,
     RoundInstant,
     RunningSlice,
-    Timeline,
 )
 
 OPERATOR_TOKENS = 10
