@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sglang_flowprefill.commands import bench, doctor, patch, profile, top
+from sglang_flowprefill.commands import bench, doctor, patch, profile, simulate, top
 from sglang_flowprefill.errors import FlowPrefillError
 
 
@@ -12,7 +12,7 @@ def command_line() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m sglang_flowprefill", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (bench, doctor, patch, profile, top):
+    for command in (bench, doctor, patch, profile, simulate, top):
         command.add_command(commands)
     return parser
 

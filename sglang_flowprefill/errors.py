@@ -4,7 +4,6 @@ FlowPrefillError
 ├── ConfigError              a flag, variable or config file is wrong: stops start-up
 ├── UnsupportedSGLangError   the installed SGLang, or a feature of it, does not fit: stops start-up
 ├── SloError                 a request asks for an impossible SLO: HTTP 400, also a ValueError
-├── RequestError             a request asks for what is not served: HTTP 400, also a ValueError
 ├── IllegalTransitionError   a prefill batch was driven through an impossible change: a bug here
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
 ├── ForwardError             a forward pass raised: its requests get HTTP 500, serving goes on
@@ -14,6 +13,8 @@ FlowPrefillError
 │                            message of the command that asked
 ├── ProfileError             measured prefill costs cannot be read: ends the command that wants them
 ├── PatchError               SGLang cannot be patched, or not back: ends ``patch``, changes nothing
+├── PlanError                a deployment to simulate is impossible or badly described: ends
+│                            ``simulate``
 ├── BenchUnavailableError    packages that the bench needs are missing: ends the command
 ├── StandInCalledError       a GPU kernel was called on the CPU engine (``cpu/stand_in.py``)
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
@@ -54,18 +55,6 @@ class SloError(FlowPrefillError, ValueError):
         super().__init__(f"{field}: {problem}")
 
 
-class RequestError(FlowPrefillError, ValueError):
-    """A request asks for something that is not served, or cannot be.
-
-    Attributes:
-        field: The body field at fault.
-    """
-
-    def __init__(self, field: str, problem: str) -> None:
-        self.field = field
-        super().__init__(f"{field}: {problem}")
-
-
 class IllegalTransitionError(FlowPrefillError):
     """A prefill batch was asked for a change that its state does not allow."""
 
@@ -91,6 +80,10 @@ class ProfileError(FlowPrefillError):
 
 class PatchError(FlowPrefillError):
     """The installed SGLang is not in a state to be patched or reverted, or a patch is wrong."""
+
+
+class PlanError(FlowPrefillError):
+    """A deployment to simulate is impossible, or what describes it is malformed."""
 
 
 class BenchUnavailableError(FlowPrefillError):

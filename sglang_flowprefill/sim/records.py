@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sglang_flowprefill.core import LoopStatistics, PrefillRequest
+from sglang_flowprefill.sim.kv_pool import Blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,18 +16,30 @@ class Arrival:
         num_output_tokens: Tokens it wants, the first included.
         slowdown: Actual over predicted prefill time; the worst member's holds for a batch.
         abort_s: When its client leaves, if that is before its end.
+        max_new_tokens: What its client asks for, which is all that a server knows of its output;
+            None for what it will generate.
+        prefix: Blocks at the head of its prompt that others may share. What of them is cached is
+            the simulated machine's to say; the request itself then counts all of its tokens as
+            uncached.
     """
 
     request: PrefillRequest
     num_output_tokens: int = 1
     slowdown: float = 1.0
     abort_s: float = math.inf
+    max_new_tokens: int | None = None
+    prefix: Blocks = ()
+
+    @property
+    def num_asked_tokens(self) -> int:
+        """Tokens that a server must expect to generate, never fewer than it will."""
+        return max(self.max_new_tokens or 0, self.num_output_tokens)
 
     @property
     def num_kv_tokens(self) -> int:
-        """KV slots that it holds in the end."""
+        """KV slots that a server reserves for it."""
         request = self.request
-        return request.num_uncached_tokens + request.num_cached_tokens + self.num_output_tokens
+        return request.num_uncached_tokens + request.num_cached_tokens + self.num_asked_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +90,37 @@ class SimulationResult:
     decode_ends_s: tuple[float, ...]
     max_kv_tokens: int
     statistics: LoopStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """A request that comes to a decode server.
+
+    Attributes:
+        request_id: Of the request.
+        come_s: When its KV is there.
+        num_prompt_tokens: Tokens of its prompt.
+        num_tokens: Tokens to generate after the first.
+        num_kv_tokens: KV slots that the server reserves for it.
+    """
+
+    request_id: str
+    come_s: float
+    num_prompt_tokens: int
+    num_tokens: int
+    num_kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What became of one.
+
+    Attributes:
+        work: The request.
+        joined_s: When it joined the running ones.
+        last_token_s: When it got its last token.
+    """
+
+    work: DecodeWork
+    joined_s: float
+    last_token_s: float

@@ -20,23 +20,24 @@ from sglang_flowprefill.core import (
 )
 from sglang_flowprefill.loop.admission import Admission
 from sglang_flowprefill.loop.decode_clock import DecodeClock
-from sglang_flowprefill.loop.event_loop import EventLoop
+from sglang_flowprefill.loop.event_loop import EventLoop, LoopSettings
 from sglang_flowprefill.loop.inflight import AnyCursor
 from sglang_flowprefill.loop.observer import Observer
 from sglang_flowprefill.loop.statistics import StatisticsObserver
 from sglang_flowprefill.sim.engine import UNTIL, SimulatedEngine, SimulatedPrefill
 from sglang_flowprefill.sim.kv_pool import KvPool
-from sglang_flowprefill.sim.machine import MachineModel
+from sglang_flowprefill.sim.machine import Machine
 from sglang_flowprefill.sim.records import Arrival, Outcome, SimulationResult
 
 _AT_ONCE = DecodePacing()
 _EVERYBODY = AdmissionControl()
+_DEFAULTS = LoopSettings()
 
 
 def simulate(
     arrivals: Iterable[Arrival],
     decider: PrefillDecider,
-    machine: MachineModel,
+    machine: Machine,
     *,
     tpot_slo_s: float = 0.2,
     pacing: DecodePacing = _AT_ONCE,
@@ -82,6 +83,8 @@ class Simulation:
         pacing: Rules for a decode step beside prefills.
         admission: Rules for hopeless requests at their arrival.
         observers: Who is told what happens, beside the statistics.
+        settings: Parameters of the loop.
+        leaps: Run many decode steps at once where nothing else could happen.
 
     Attributes:
         statistics: What happened so far.
@@ -91,25 +94,28 @@ class Simulation:
     def __init__(
         self,
         decider: PrefillDecider,
-        machine: MachineModel,
+        machine: Machine,
         *,
         tpot_slo_s: float = 0.2,
         pacing: DecodePacing = _AT_ONCE,
         admission: AdmissionControl = _EVERYBODY,
         observers: Sequence[Observer] = (),
+        settings: LoopSettings = _DEFAULTS,
+        leaps: bool = False,
     ) -> None:
         blocking = _BlockingTimes()
         self.statistics = StatisticsObserver()
         self.blocking_s = blocking.seconds
-        self._engine = SimulatedEngine(machine, decider.must_reserve_all)
+        self._engine = SimulatedEngine(machine, decider.must_reserve_all, leaps=leaps)
         self._loop: EventLoop[SimulatedPrefill] = EventLoop(
             self._engine,
             self._engine.events,
             _Fixed(decider),
-            DecodeClock(pacing, tpot_slo_s, self._engine.decode_step_s(1)),
+            DecodeClock(pacing, tpot_slo_s, machine.step_s(1, 0)),
             self._engine.clock,
             admission=_admission(admission),
             observers=(self.statistics, blocking, *observers),
+            settings=settings,
         )
 
     @property
@@ -126,6 +132,16 @@ class Simulation:
     def kv(self) -> KvPool:
         """The KV slots."""
         return self._engine.kv
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the device ran something."""
+        return self._engine.busy_s
+
+    @property
+    def next_end_s(self) -> float:
+        """Time before which nothing ends, whoever may come; infinity with no work."""
+        return self._engine.next_end_s
 
     @property
     def decode_ends_s(self) -> list[float]:
@@ -157,13 +173,17 @@ class Simulation:
         """True if any request is still to come or has not ended."""
         return self._engine.num_coming > 0 or not self._engine.is_idle
 
-    def add(self, arrival: Arrival) -> None:
-        """Let a request come, at its arrival time.
+    def add(self, arrival: Arrival, come_s: float | None = None) -> None:
+        """Let a request come.
+
+        Args:
+            arrival: The request.
+            come_s: When, if not at its arrival time: it arrived elsewhere first.
 
         Raises:
             ValueError: Its id has been used, or it does not fit into the machine's memory.
         """
-        self._engine.add(arrival)
+        self._engine.add(arrival, come_s)
 
     def abort(self, request_id: str, time_s: float) -> None:
         """Let the client of a request leave at a time; one that has ended by then does not mind."""

@@ -8,6 +8,7 @@ from strategies import TICK_S, all_policies, arrivals, machines, plain_scheduler
 
 from sglang_flowprefill.core import EventKind
 from sglang_flowprefill.sim import simulate
+from sglang_flowprefill.sim.machine import chunks_of
 
 many = settings(max_examples=150, deadline=None)
 
@@ -71,8 +72,8 @@ def last_end_s(result):
 
 def seconds_alone(arrival, machine):
     """Return the prefill time of a request by itself: batches only share the base."""
-    chunks = machine.chunks((arrival.request,))
-    return sum(sum(machine.operators_s(chunk, arrival.slowdown)) for chunk in chunks)
+    chunks = chunks_of((arrival.request,), machine.max_chunk_tokens)
+    return sum(machine.forward(chunk, arrival.slowdown).total_s for chunk in chunks)
 
 
 def bound_s(trace, scheduler, machine, result):

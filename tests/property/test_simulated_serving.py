@@ -25,7 +25,7 @@ def longest_operator_s(trace, scheduler, machine):
     """Return the longest operator of all batches that were started."""
     slowdowns = {arrival.request: arrival.slowdown for arrival in trace}
     return max(
-        max(machine.operators_s(batch, max(slowdowns[request] for request in batch)))
+        max(machine.layer_s(batch, max(slowdowns[request] for request in batch)))
         for batch in scheduler.started
     )
 

@@ -21,6 +21,7 @@ from sglang_flowprefill.core import (
 )
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.sim import Arrival, MachineModel, Simulation, simulate
+from sglang_flowprefill.sim.machine import chunks_of
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_request
 
 S_EDF = PrefillDecider(SEdf(), MS_PER_TOKEN, BatchLimits(max_tokens=200))
@@ -87,11 +88,12 @@ def test_tiles_divide_attention_only_and_lose_nothing():
     """Same total, attention pieces no longer than asked."""
     cost = PrefillCost(0.1, 1e-3, 1e-6)
     requests = [make_request(num_uncached_tokens=1000, num_cached_tokens=500)]
-    whole = MachineModel(cost, num_layers=4).operators_s(requests)
-    tiled = MachineModel(cost, num_layers=4, max_tile_s=0.1).operators_s(requests)
-    assert len(whole) == 4 * 7
-    assert len(tiled) == 4 * (6 + 3)  # a million pairs: 0.25 s per layer
-    assert sum(whole) == pytest.approx(sum(tiled)) == pytest.approx(cost.predict_s(requests))
+    whole = MachineModel(cost, num_layers=4).layer_s(requests)
+    tiled = MachineModel(cost, num_layers=4, max_tile_s=0.1).layer_s(requests)
+    assert len(whole) == 7
+    assert len(tiled) == 6 + 3  # a million pairs: 0.25 s per layer
+    assert sum(whole) == pytest.approx(sum(tiled))
+    assert 4 * sum(whole) == pytest.approx(cost.predict_s(requests))
 
 
 def test_a_wrong_prediction_changes_the_machine_not_the_policys_belief():
@@ -223,7 +225,7 @@ def test_an_urgent_prompt_that_fits_does_not_wait_behind_a_long_one_that_does_no
 def test_a_long_prompt_runs_in_chunks_and_takes_memory_as_it_goes():
     """Its forward passes follow each other; each holds what has been computed so far."""
     machine = replace(MACHINE, max_chunk_tokens=3000, num_kv_tokens=8001)
-    chunks = machine.chunks((DOCUMENT.request,))
+    chunks = chunks_of((DOCUMENT.request,), machine.max_chunk_tokens)
     assert [(c.num_uncached_tokens, c.num_cached_tokens) for (c,) in chunks] == [
         (3000, 0),
         (3000, 3000),

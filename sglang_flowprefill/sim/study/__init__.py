@@ -1,0 +1,1 @@
+"""Questions asked of a simulated deployment: runs, maximum rates, sizes, comparisons, errors."""
