@@ -14,7 +14,7 @@ import msgspec
 
 from sglang_flowprefill.adapter import compat, releases
 from sglang_flowprefill.adapter.unsupported import UNSUPPORTED_FEATURES
-from sglang_flowprefill.api import state
+from sglang_flowprefill.api import request_features, state
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of
 from sglang_flowprefill.observe.metrics import METRICS, PREFIX, Metric
 
@@ -29,7 +29,32 @@ def pages() -> Mapping[str, str]:
         "compatibility.md": compatibility_page(),
         "metrics.md": metrics_page(),
         "state.md": state_page(),
+        "request-features.md": request_features_page(),
     }
+
+
+def request_features_page() -> str:
+    """List what a request may ask for."""
+    return "\n".join(
+        [
+            _HEAD,
+            "# Request features\n",
+            "What becomes of each field of SGLang's `GenerateReqInput` and `EmbeddingReqInput`. A",
+            "field that is in neither table, of a newer SGLang, is HTTP 400 on requests that use",
+            "it. Routes of OpenAI's and others' shape are made into these.\n",
+            "## Refused with HTTP 400\n",
+            "| field | why |",
+            "| --- | --- |",
+            f"| `sampling_params.beam_width` above 1 | {request_features.BEAM_SEARCH} |",
+            *(f"| `{name}` | {why} |" for name, why in request_features.REFUSED.items()),
+            "",
+            "## Served\n",
+            "| field | about |",
+            "| --- | --- |",
+            *(f"| `{name}` | {what} |" for name, what in request_features.HONOURED.items()),
+            "",
+        ]
+    )
 
 
 def settings_page() -> str:

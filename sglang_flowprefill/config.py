@@ -17,6 +17,7 @@ from sglang_flowprefill.errors import ConfigError
 POLICIES = ("s-edf", "s-edf-paper", "edf", "sjf", "hrrn", "fcfs")
 ADMISSION_MODES = ("off", "reject", "degrade")
 GRANULARITIES = ("operator", "half-layer", "layer", "chunk", "off")
+SLO_AUTHORITIES = ("caller", "clamped", "rules")
 LOG_LEVELS = ("debug", "info")
 LOG_FORMATS = ("text", "json")
 
@@ -46,8 +47,32 @@ class FlowPrefillConfig:
         choices=POLICIES,
     )
     default_ttft_slo_ms: float = _setting(
-        "TTFT objective in milliseconds of a request that names neither an SLO nor a class.",
+        "TTFT objective in milliseconds of a request that names neither an SLO nor a class, before "
+        "it grows with the prompt.",
         default=1000.0,
+        minimum=1.0,
+    )
+    default_slo_factor: float = _setting(
+        "The default objective grows with the prompt: by this many times the predicted time of its "
+        "prefill alone (0: it is the same for every prompt).",
+        default=5.0,
+        minimum=0.0,
+    )
+    slo_authority: str = _setting(
+        "Who chooses a request's objective: caller (whatever it states, within the bounds), "
+        "clamped (a class that the rules give it, or one without rules, and nothing tighter than "
+        "that class) or rules (what callers state is HTTP 400).",
+        default="caller",
+        choices=SLO_AUTHORITIES,
+    )
+    min_ttft_slo_ms: float = _setting(
+        "A caller's TTFT objective below this many milliseconds counts as this.",
+        default=1.0,
+        minimum=1.0,
+    )
+    min_tpot_slo_ms: float = _setting(
+        "A caller's TPOT objective below this many milliseconds counts as this.",
+        default=10.0,
         minimum=1.0,
     )
     slo_config: str | None = _setting(

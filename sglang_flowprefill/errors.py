@@ -4,6 +4,7 @@ FlowPrefillError
 ├── ConfigError              a flag, variable or config file is wrong: stops start-up
 ├── UnsupportedSGLangError   the installed SGLang, or a feature of it, does not fit: stops start-up
 ├── SloError                 a request asks for an impossible SLO: HTTP 400, also a ValueError
+├── RequestError             a request asks for what is not served: HTTP 400, also a ValueError
 ├── IllegalTransitionError   a prefill batch was driven through an impossible change: a bug here
 ├── CursorError              a suspended prefill was misused or found changed: a bug here
 ├── ForwardError             a forward pass raised: its requests get HTTP 500, serving goes on
@@ -48,6 +49,18 @@ class SloError(FlowPrefillError, ValueError):
 
     Attributes:
         field: The header or body field at fault.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {problem}")
+
+
+class RequestError(FlowPrefillError, ValueError):
+    """A request asks for something that is not served, or cannot be.
+
+    Attributes:
+        field: The body field at fault.
     """
 
     def __init__(self, field: str, problem: str) -> None:

@@ -511,6 +511,12 @@ UPSTREAM_HTTP = (
         ("self", "obj", "request"),
     ),
     UpstreamSymbol(
+        "entrypoints.openai.serving_base.OpenAIServingBase._parse_model_parameter",
+        "plugin.py",
+        "model names with a colon",
+        ("self", "model"),
+    ),
+    UpstreamSymbol(
         "managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",
         "plugin.py",
         "answers refused requests",

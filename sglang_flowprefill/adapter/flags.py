@@ -15,7 +15,13 @@ from typing import Any, cast
 
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.unsupported import require_supported_settings
-from sglang_flowprefill.api.slo import SloClasses, load_slo_classes
+from sglang_flowprefill.api.classes import (
+    Authority,
+    Bounds,
+    ServerSlo,
+    SloClasses,
+    load_slo_classes,
+)
 from sglang_flowprefill.api.state import STATE_PATH
 from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
 from sglang_flowprefill.core.admission import AdmissionMode
@@ -23,6 +29,7 @@ from sglang_flowprefill.errors import FlowPrefillError, UnsupportedSGLangError
 from sglang_flowprefill.observe.state_socket import new_address
 
 _ATTRIBUTE = "_flowprefill"
+_CLASSES_ATTRIBUTE = "_flowprefill_slo_classes"
 _STATE_ADDRESS_ATTRIBUTE = "_flowprefill_state_address"
 _DEST_PREFIX = "flowprefill_"
 _ATTENTION_ALIAS = "flowprefill_cpu"
@@ -98,8 +105,9 @@ def prepare_settings(record: Any) -> None:
             setattr(record, _ATTRIBUTE, _given_config.get() or FlowPrefillConfig.from_environment())
         _resolve_attention_alias(record)
         require_supported_settings(record)
-        classes = slo_classes_of(record)
+        classes = _read_classes(config_of(record))
         require_answers(can_reject_requests=can_reject(config_of(record), classes))
+        setattr(record, _CLASSES_ATTRIBUTE, classes)
     setattr(record, _STATE_ADDRESS_ATTRIBUTE, new_address())
     quiet = record.uvicorn_access_log_exclude_prefixes
     record.uvicorn_access_log_exclude_prefixes = [*quiet, STATE_PATH]  # asked every second
@@ -128,14 +136,26 @@ def _resolve_attention_alias(record: Any) -> None:
             setattr(record, name, _ATTENTION_BACKEND)
 
 
-def slo_classes_of(record: Any) -> SloClasses:
-    """Read the SLO classes of a server.
+def _read_classes(config: FlowPrefillConfig) -> SloClasses:
+    """Read the class file: once for a server, in the process that the user started.
 
     Raises:
         ConfigError: The class file is missing or malformed.
     """
-    config = config_of(record)
-    return load_slo_classes(config.slo_config, config.default_ttft_slo_ms)
+    bounds = Bounds(min_ttft_slo_ms=config.min_ttft_slo_ms, min_tpot_slo_ms=config.min_tpot_slo_ms)
+    server = ServerSlo(
+        config.default_ttft_slo_ms,
+        config.default_slo_factor,
+        bounds,
+        cast("Authority", config.slo_authority),
+    )
+    return load_slo_classes(config.slo_config, server)
+
+
+def slo_classes_of(record: Any) -> SloClasses:
+    """Return the SLO classes as they arrived with SGLang's settings."""
+    classes: SloClasses = getattr(record, _CLASSES_ATTRIBUTE)
+    return classes
 
 
 def can_reject(config: FlowPrefillConfig, classes: SloClasses) -> bool:

@@ -120,6 +120,11 @@ def _register_http() -> None:
         hooks.stamp_request,
         HookType.AROUND,
     )
+    HookRegistry.register(
+        "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase._parse_model_parameter",
+        hooks.whole_model_name,
+        HookType.AROUND,
+    )
     if releases.startup().HAS_ABORT_HOOK:
         HookRegistry.register(
             "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_abort_finish_reason",

@@ -1,6 +1,6 @@
 """What the policy knows of one request: when it came, when it is due, how much work it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,12 +12,22 @@ class Slo:
         class_name: Name under which attainment is reported.
         tpot_s: Allowed seconds from each token to the next; None for the server's default.
         decode_first: Its decode steps run when due, even if that makes a first token late.
+        predicted_factor: ``ttft_s`` is yet to grow by this many times the predicted seconds of the
+            prefill; 0 once it has (``grown``), or where it does not depend on the prompt.
     """
 
     ttft_s: float
     class_name: str = "default"
     tpot_s: float | None = None
     decode_first: bool = False
+    predicted_factor: float = 0.0
+
+    def grown(self, predicted_s: float) -> "Slo":
+        """Return the objective of a prompt whose prefill alone is predicted to take this long."""
+        if not self.predicted_factor:
+            return self
+        ttft_s = self.ttft_s + self.predicted_factor * predicted_s
+        return replace(self, ttft_s=ttft_s, predicted_factor=0.0)
 
 
 @dataclass(frozen=True, slots=True)

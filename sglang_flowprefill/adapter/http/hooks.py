@@ -2,40 +2,38 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any
 
-from sglang.srt.managers.io_struct import GenerateReqInput
+from starlette.middleware import Middleware
 
 from sglang_flowprefill.adapter.flags import can_reject, config_of, slo_classes_of, state_address_of
 from sglang_flowprefill.adapter.http.live_routes import add_live_routes
 from sglang_flowprefill.api.answer import report_abort
-from sglang_flowprefill.api.http import SCOPE_KEY, SloMiddleware
-from sglang_flowprefill.api.slo import SLO_KEYS, HeaderSlo, SloResolver, with_own_fields
+from sglang_flowprefill.api.body import SLO_KEYS
+from sglang_flowprefill.api.http import SloMiddleware, take_header
+from sglang_flowprefill.api.request_features import require_servable
+from sglang_flowprefill.api.slo import HeaderSlo, SloResolver, with_own_fields
 
 _RESOLVER_ATTRIBUTE = "_flowprefill_resolver"
 
 
 def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
-    """Put ``SloMiddleware`` outside SGLang's routes, and add ours to them.
+    """Put ``SloMiddleware`` before SGLang's routes, and add ours to them.
 
     BEFORE hook of ``http_server.launch_server``.
     """
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (heavy, this process only)
 
     classes = slo_classes_of(server_args)
-    app.add_middleware(
-        SloMiddleware,
-        resolver=SloResolver(classes),
-        can_reject=can_reject(config_of(server_args), classes),
-        has_own_fields=has_slo_fields(),
+    # Innermost: SGLang's CORS headers and API keys come first, for our errors too.
+    app.user_middleware.append(
+        Middleware(
+            SloMiddleware,
+            resolver=SloResolver(classes),
+            can_reject=can_reject(config_of(server_args), classes),
+        )
     )
     add_live_routes(app, state_address_of(server_args))
-
-
-def has_slo_fields() -> bool:
-    """Tell whether SGLang's request type has SLO fields, which a patch gives it."""
-    return set(SLO_KEYS) <= {field.name for field in fields(GenerateReqInput)}
 
 
 def report_rejection(_manager: Any, out: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -50,14 +48,25 @@ def stamp_request(original: Callable[..., Any], manager: Any, obj: Any, request:
 
     Raises:
         SloError: A value is malformed; a ValueError, which every SGLang route maps to HTTP 400.
+        RequestError: The request asks for something that cannot be served; likewise.
     """
-    if isinstance(obj, GenerateReqInput):
-        header = None if request is None else request.scope.get(SCOPE_KEY)
-        own_fields = {name: getattr(obj, name, None) for name in SLO_KEYS}
-        obj.sampling_params = _stamped(
-            obj.sampling_params, own_fields, _resolver_of(manager), header, time.time()
-        )
+    require_servable(obj, manager.model_config.vocab_size)
+    header = None if request is None else take_header(request.scope)
+    own_fields = {name: getattr(obj, name, None) for name in SLO_KEYS}
+    obj.sampling_params = _stamped(
+        obj.sampling_params, own_fields, _resolver_of(manager), header, time.time()
+    )
     return original(manager, obj, request)
+
+
+def whole_model_name(original: Callable[..., Any], serving: Any, model: str) -> Any:
+    """Take ``name:tag`` for a name where no LoRA adapters are served.
+
+    AROUND hook of ``OpenAIServingBase._parse_model_parameter``.
+    """
+    if serving.tokenizer_manager.server_args.enable_lora:
+        return original(serving, model)
+    return model, None
 
 
 def _resolver_of(manager: Any) -> SloResolver:

@@ -19,6 +19,7 @@ from sglang_flowprefill.adapter.serving.intake import Intake
 from sglang_flowprefill.adapter.serving.prefill_adder import MemoryClaims
 from sglang_flowprefill.adapter.serving.requests import (
     degrade_prefill_request,
+    is_prefix_warmer,
     joined_s,
     note_joined,
     prefill_request,
@@ -422,11 +423,15 @@ def _completions(reqs: Sequence[Any]) -> list[Completion]:
     return [
         Completion(prefill_request(req), req.finished_reason.to_json()["type"])
         for req in reqs
-        if req.finished() and not _sglang.is_health_check_generate_req(req)
+        if req.finished() and is_from_user(req)
     ]
 
 
 def _counts_for_attainment(req: Any) -> bool:
-    """Tell whether a first token is a user's: not a health check's, not an aborted one's."""
-    is_aborted = isinstance(req.finished_reason, FINISH_ABORT)
-    return not is_aborted and not _sglang.is_health_check_generate_req(req)
+    """Tell whether a first token is a user's, and not an aborted one's."""
+    return is_from_user(req) and not isinstance(req.finished_reason, FINISH_ABORT)
+
+
+def is_from_user(req: Any) -> bool:
+    """Tell whether a ``Req`` counts: no health check, nor what SGLang adds to ``n`` samples."""
+    return not (_sglang.is_health_check_generate_req(req) or is_prefix_warmer(req))

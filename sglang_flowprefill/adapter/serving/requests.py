@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from sglang_flowprefill.api.slo import ARRIVAL_KEY, SloResolver
-from sglang_flowprefill.core import PrefillRequest, Slo
+from sglang_flowprefill.core import PrefillDecider, PrefillRequest, Slo
 
 _ATTRIBUTE = "flowprefill"
 _JOINED = "flowprefill_joined_s"
@@ -36,6 +36,12 @@ def attach_prefill_request(
     if not 0.0 <= age_s <= _MAX_PLAUSIBLE_AGE_S:
         age_s = 0.0  # a wall clock stepped; arrival is now
     setattr(req, _ATTRIBUTE, _describe(req, now_s - age_s, slo))
+
+
+def is_prefix_warmer(req: Any) -> bool:
+    """Tell whether a ``Req`` only puts a prompt into the prefix cache for ``n`` samples of it."""
+    params = req.sampling_params
+    return params.n > 1 and params.max_new_tokens == 0
 
 
 def has_prefill_request(req: Any) -> bool:
@@ -76,6 +82,14 @@ def update_cached_tokens(req: Any) -> None:
             request, num_uncached_tokens=num_tokens - num_cached, num_cached_tokens=num_cached
         )
         setattr(req, _ATTRIBUTE, updated)
+
+
+def grow_objective(req: Any, decider: PrefillDecider) -> None:
+    """Let an objective that grows with the prompt grow, by the prediction of this moment."""
+    request = prefill_request(req)
+    if request.slo.predicted_factor:
+        grown = request.slo.grown(decider.predict_s((request,)))
+        setattr(req, _ATTRIBUTE, replace(request, slo=grown))
 
 
 def note_joined(req: Any, now_s: float) -> None:

@@ -17,6 +17,7 @@ from sglang.srt.utils.common import DynamicGradMode
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of
 from sglang_flowprefill.adapter.serving.build import Inputs, Serving, build_serving
+from sglang_flowprefill.adapter.serving.engine import is_from_user
 from sglang_flowprefill.adapter.serving.intake import Intake
 from sglang_flowprefill.adapter.serving.messages import needs_quiet_engine
 from sglang_flowprefill.adapter.serving.prefill_adder import (
@@ -26,6 +27,7 @@ from sglang_flowprefill.adapter.serving.prefill_adder import (
 )
 from sglang_flowprefill.adapter.serving.requests import (
     attach_prefill_request,
+    grow_objective,
     has_prefill_request,
     restart_prefill_request,
     update_cached_tokens,
@@ -161,8 +163,8 @@ class FlowPrefillScheduler(_sglang.Scheduler):
     def _add_request_to_queue(self, req: Any, is_retracted: bool = False) -> None:
         """Queue a request; a new one is put down for the loop, which judges it.
 
-        One that starts over was judged before. A health check is not: its sender does not look
-        for an abort, so a refused one would hang.
+        One that starts over was judged before. A health check is not, nor a warm-up of the prefix
+        cache: their senders do not look for an abort, so a refused one would hang.
         """
         is_known = has_prefill_request(req)
         if is_known:
@@ -171,6 +173,8 @@ class FlowPrefillScheduler(_sglang.Scheduler):
             attach_prefill_request(req, self.slo_resolver, self.inputs.clock(), time.time())
         req.init_next_round_input(self.tree_cache)  # prefix match, as before each admission
         update_cached_tokens(req)
+        if not is_known and self._serving is not None:
+            grow_objective(req, self._serving.decider.present)
         super()._add_request_to_queue(req, is_retracted=is_retracted)
-        if not is_known and not _sglang.is_health_check_generate_req(req):
+        if not is_known and is_from_user(req):
             self._intake.put_down(req)

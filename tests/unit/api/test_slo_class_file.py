@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sglang_flowprefill.api import MatchRule, SloClass, load_slo_classes
+from sglang_flowprefill.api.classes import Bounds, ServerSlo
 from sglang_flowprefill.core import ClassAttainment, Slo
 from sglang_flowprefill.errors import ConfigError
 
@@ -18,14 +19,14 @@ def load(tmp_path):
     def load_text(text):
         path = tmp_path / "slo.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return load_slo_classes(str(path), default_ttft_slo_ms=1500.0)
+        return load_slo_classes(str(path), ServerSlo(1500.0))
 
     return load_text
 
 
 def test_without_a_file_there_is_only_the_default():
     """No file, no classes."""
-    classes = load_slo_classes(None, default_ttft_slo_ms=1500.0)
+    classes = load_slo_classes(None, ServerSlo(1500.0))
     assert (classes.by_name, classes.rules) == ({}, ())
     assert classes.default == Slo(1.5, "default")
 
@@ -127,9 +128,12 @@ def test_malformed_files_stop_the_start(load, text, message):
         load(text)
 
 
-RANGE = "must be between 1 and 86400000 milliseconds"
+RANGE = "must be between 1 and 604800000 milliseconds"
 TPOT_RANGE = "must be between 1 and 60000 milliseconds"
-CLASS_KEYS = "allowed: ttft_slo_ms, tpot_slo_ms, weight, overload, decode_first, match"
+CLASS_KEYS = (
+    "allowed: ttft_slo_ms, ttft_slo, tpot_slo_ms, weight, overload, decode_first, "
+    "min_ttft_slo_ms, max_ttft_slo_ms, min_tpot_slo_ms, max_tpot_slo_ms, match"
+)
 RULE_KEYS = "header, model, min_prompt_tokens, max_prompt_tokens"
 NO_VALUE = "must be printable ASCII without white space at its ends"
 
@@ -145,7 +149,7 @@ NO_VALUE = "must be printable ASCII without white space at its ends"
         ("{ttft_slo_ms: 0}", ".ttft_slo_ms", RANGE, 0.0),
         ("{ttft_slo_ms: -5}", ".ttft_slo_ms", RANGE, -5.0),
         ("{ttft_slo_ms: .inf}", ".ttft_slo_ms", RANGE, math.inf),
-        ("{ttft_slo_ms: 86400001}", ".ttft_slo_ms", RANGE, 86_400_001.0),
+        ("{ttft_slo_ms: 604800001}", ".ttft_slo_ms", RANGE, 604_800_001.0),
         ("{ttft_slo_ms: 9, tpot_slo_ms: 0.5}", ".tpot_slo_ms", TPOT_RANGE, 0.5),
         ("{ttft_slo_ms: 9, tpot_slo_ms: 60001}", ".tpot_slo_ms", TPOT_RANGE, 60_001.0),
         ("{ttft_slo_ms: 9, weight: 0}", ".weight", "above 0 and at most 1000", 0.0),
@@ -159,6 +163,21 @@ NO_VALUE = "must be printable ASCII without white space at its ends"
             "drop",
         ),
         ("{ttft_slo_ms: 9, overload: off}", ".overload", "got `bool`", False),
+        ("{ttft_slo_ms: 9, ttft_slo: 5}", ".ttft_slo", "Expected `str | null`", 5),
+        ("{ttft_slo_ms: 9, ttft_slo: fast}", ".ttft_slo", "must read 'predicted x N'", "fast"),
+        (
+            "{ttft_slo_ms: 9, ttft_slo: predicted x 0.5}",
+            ".ttft_slo",
+            "with N from 1 to 1000",
+            "predicted x 0.5",
+        ),
+        ("{ttft_slo_ms: 9, min_ttft_slo_ms: 0}", ".min_ttft_slo_ms", RANGE, 0.0),
+        (
+            "{ttft_slo_ms: 9, min_tpot_slo_ms: 9, max_tpot_slo_ms: 8}",
+            ".min_tpot_slo_ms",
+            "must not exceed max_tpot_slo_ms (8)",
+            9.0,
+        ),
         ("{ttft_slo_ms: 9, decode_first: 1}", ".decode_first", "Expected `bool`, got `int`", 1),
         ("{ttft_slo_ms: 9, match: []}", ".match", "must not be empty; leave it out", []),
         ("{ttft_slo_ms: 9, match: {}}", ".match", "Expected `array | null`", {}),
@@ -275,5 +294,15 @@ def test_missing_file_is_named(tmp_path):
     """A path that cannot be read is a settings error, not a traceback."""
     missing = str(tmp_path / "nowhere.yaml")
     with pytest.raises(ConfigError, match="No such file") as caught:
-        load_slo_classes(missing, 1000.0)
+        load_slo_classes(missing, ServerSlo(1000.0))
     assert caught.value.value == missing
+
+
+def test_a_class_may_grow_with_its_prompts_and_bound_its_callers(load):
+    """``predicted x N`` adds to the objective; bounds are the class's own."""
+    classes = load(
+        "classes: {docs: {ttft_slo_ms: 200, ttft_slo: predicted x 2.5, min_ttft_slo_ms: 100}}"
+    )
+    docs = classes.by_name["docs"]
+    assert (docs.predicted_factor, docs.bounds) == (2.5, Bounds(min_ttft_slo_ms=100.0))
+    assert classes.slo("docs").grown(4.0).ttft_s == 10.2

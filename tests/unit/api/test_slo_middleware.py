@@ -14,7 +14,7 @@ from sglang_flowprefill.api import (
     SloMiddleware,
     SloResolver,
 )
-from sglang_flowprefill.api.http import SCOPE_KEY
+from sglang_flowprefill.api.http import SCOPE_KEY, take_header
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.testing import ManualClock
 
@@ -32,13 +32,12 @@ DISCONNECT = {"type": "http.disconnect"}
 class Door:
     """The middleware in front of an application that records what reaches it."""
 
-    def __init__(self, resolver=RESOLVER, *, has_own_fields=False):
+    def __init__(self, resolver=RESOLVER):
         self.clock = ManualClock(1000.0)
         self.scopes, self.received, self.sent = [], [], []
         self.num_read = 0
-        self._middleware = SloMiddleware(
-            self._app, resolver, self.clock, has_own_fields=has_own_fields
-        )
+        self.seconds_per_message = 0.0
+        self._middleware = SloMiddleware(self._app, resolver, self.clock)
 
     async def _app(self, scope, receive, send):
         self.scopes.append(scope)
@@ -70,6 +69,7 @@ class Door:
 
         async def receive():
             self.num_read += 1
+            self.clock.advance(self.seconds_per_message)
             return next(pending)
 
         async def send(message):
@@ -104,10 +104,20 @@ def body_of(custom_params, **fields):
 # ---- passing through ----
 
 
-def test_arrival_is_stamped_at_the_door(door):
-    """The stamp is taken before the application parses anything."""
-    door.call(headers=[("X-SLO-TTFT-MS", " 250 "), ("x-slo-class", "chat")])
-    assert door.scopes[0][SCOPE_KEY] == HeaderSlo(1000.0, "250", "chat")
+def test_arrival_is_stamped_when_the_body_is_in(door):
+    """Before the application parses anything, and not while a slow caller is still sending."""
+    door.seconds_per_message = 3.0
+    door.call(b"{", b"", b"}", headers=[("X-SLO-TTFT-MS", " 250 "), ("x-slo-class", "chat")])
+    assert door.scopes[0][SCOPE_KEY] == HeaderSlo(1009.0, 250.0, "chat")
+
+
+def test_later_prefills_of_one_request_arrive_when_they_are_made(door):
+    """A conversation with tools inside ``/v1/responses`` does not age with its first turn."""
+    door.call(b"{}", path="/v1/responses")
+    (scope,) = door.scopes
+    assert take_header(scope).arrival_unix_s == 1000.0
+    assert take_header(scope).arrival_unix_s is None
+    assert take_header({}) is None
 
 
 def test_what_rules_look_at_is_taken_along():
@@ -115,7 +125,7 @@ def test_what_rules_look_at_is_taken_along():
     door = Door(MATCHING)
     headers = [("X-Tier", " gold "), ("x-other", "1"), ("x-slo-tpot-ms", "40")]
     door.call(b'{"model": "fast", "text": "a"}', headers=headers)
-    expected = HeaderSlo(1000.0, None, None, "40", {"x-tier": "gold"}, "fast")
+    expected = HeaderSlo(1000.0, None, None, 40.0, {"x-tier": "gold"}, "fast")
     assert door.scopes[0][SCOPE_KEY] == expected
 
 
@@ -199,7 +209,7 @@ def test_other_routes_keep_their_body_to_themselves(door):
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/flush_cache"])
 def test_bad_header_is_refused_on_every_route(door, path):
     """400 with the field at fault, in the shape of OpenAI's errors."""
-    door.call(b"{}", path=path, headers=[("x-slo-ttft-ms", "0")])
+    door.call(b"{}", path=path, headers=[("x-slo-ttft-ms", "-1")])
     assert door.refusal["param"] == "x-slo-ttft-ms"
     assert (door.refusal["type"], door.refusal["code"]) == ("BadRequestError", 400)
 
@@ -248,7 +258,7 @@ def test_bad_body_is_refused_before_a_stream_begins(door):
 
 def test_one_bad_prompt_of_a_batched_request_refuses_it(door):
     """Each of the sampling parameters of a list is validated."""
-    params = [{"custom_params": {"ttft_slo_ms": 5}}, {}, {"custom_params": {"ttft_slo_ms": 0}}]
+    params = [{"custom_params": {"ttft_slo_ms": 5}}, {}, {"custom_params": {"ttft_slo_ms": -1}}]
     door.call(json.dumps({"sampling_params": params}).encode())
     assert door.refusal["param"] == "ttft_slo_ms"
 
@@ -269,7 +279,7 @@ OWN_FIELD_ROUTES = ["/generate", "/v1/completions", "/v1/chat/completions", "/v1
 )
 def test_bad_field_of_the_request_itself_is_refused(path, name, value):
     """Where SGLang's requests have SLO fields they are judged as ``custom_params`` are."""
-    door = Door(has_own_fields=True)
+    door = Door()
     door.call(json.dumps({name: value, "stream": True}).encode(), path=path)
     assert door.refusal["param"] == name
     assert door.refusal["code"] == 400
@@ -277,7 +287,7 @@ def test_bad_field_of_the_request_itself_is_refused(path, name, value):
 
 def test_fields_of_the_request_itself_against_custom_params_are_refused():
     """Two places that say different things are an error, for each prompt of a batch."""
-    door = Door(has_own_fields=True)
+    door = Door()
     params = [{}, {"custom_params": {"ttft_slo_ms": 100}}]
     door.call(json.dumps({"sampling_params": params, "ttft_slo_ms": 200}).encode())
     assert door.refusal["param"] == "ttft_slo_ms"
@@ -285,23 +295,70 @@ def test_fields_of_the_request_itself_against_custom_params_are_refused():
 
 def test_fields_of_the_request_itself_against_the_header_are_refused():
     """The header is compared with them too."""
-    door = Door(has_own_fields=True)
+    door = Door()
     door.call(b'{"ttft_slo_ms": 100}', headers=[("x-slo-ttft-ms", "200")])
     assert door.refusal["param"] == "x-slo-ttft-ms"
 
 
 def test_good_fields_of_the_request_itself_pass():
     """They may say what the others say."""
-    door = Door(has_own_fields=True)
+    door = Door()
     body = body_of({"ttft_slo_ms": 100}, ttft_slo_ms=100, slo_class="chat", tpot_slo_ms=None)
     door.call(body, headers=[("x-slo-ttft-ms", "100")])
     assert len(door.scopes) == 1
 
 
-def test_fields_that_sglang_drops_are_not_judged(door):
-    """Without the patch they never reach a request; they are nobody's business."""
-    door.call(b'{"ttft_slo_ms": "soon"}')
+PLACES = [
+    {"ttft_slo_ms": 250},
+    {"custom_params": {"ttft_slo_ms": 250}},
+    {"sampling_params": {"ttft_slo_ms": 250}},
+    {"sampling_params": {"custom_params": {"ttft_slo_ms": 250}}},
+    {"extra_body": {"ttft_slo_ms": 250}},
+    {"extra_body": {"custom_params": {"ttft_slo_ms": 250}}},
+]
+
+
+@pytest.mark.parametrize("path", [*OWN_FIELD_ROUTES, "/v1/embeddings", "/v1/messages"])
+@pytest.mark.parametrize("body", PLACES, ids=str)
+def test_an_objective_counts_wherever_people_write_it(door, path, body):
+    """On every route that prefills, whether or not SGLang itself passes the place on."""
+    door.call(json.dumps(body).encode(), path=path)
+    header = take_header(door.scopes[0])
+    assert RESOLVER.resolve(header, None) == Slo(0.25)
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"vllm_xargs": {"ttft_slo": 0.5}}, "vllm_xargs.ttft_slo"),
+        ({"custom_params": {"slo_ttft_ms": 250}}, "custom_params.slo_ttft_ms"),
+        ({"metadata": {"slo_class": "chat"}}, "metadata.slo_class"),
+        ({"nvext": {"agent": {"ttft_slo_ms": 5}}}, "nvext.agent.ttft_slo_ms"),
+        ({"sampling_params": [{"ttft_slo_ms": 5}, {}]}, None),
+    ],
+)
+def test_an_objective_in_a_place_that_nobody_reads_is_refused(body, path):
+    """With the place, and where it belongs: never accepted and ignored."""
+    door = Door()
+    door.call(json.dumps(body).encode(), path="/v1/chat/completions")
+    if path is None:  # one prompt of several, where its own place is
+        assert len(door.scopes) == 1
+        return
+    assert door.refusal["param"] == path
+    assert "custom_params" in door.refusal["message"]
+
+
+def test_what_users_say_to_the_model_is_not_judged(door):
+    """A prompt may speak of anything."""
+    said = [{"role": "user", "content": "x", "ttft_slo": 1, "slo_class": "gold"}]
+    door.call(json.dumps({"messages": said}).encode(), path="/v1/chat/completions")
     assert len(door.scopes) == 1
+
+
+def test_two_places_that_disagree_are_refused(door):
+    """Neither silently wins."""
+    door.call(b'{"ttft_slo_ms": 100, "extra_body": {"ttft_slo_ms": 200}}')
+    assert door.refusal["param"] == "ttft_slo_ms"
 
 
 def test_bad_body_in_several_messages_is_refused(door):

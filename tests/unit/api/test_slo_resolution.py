@@ -1,10 +1,13 @@
 """From headers and body to one SLO, or to an error that names the field."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from sglang_flowprefill.api import HeaderSlo, SloClass, SloClasses, SloResolver
+from sglang_flowprefill.api import SloClass, SloClasses, SloResolver
+from sglang_flowprefill.api.classes import NO_BOUNDS, Bounds, MatchRule
+from sglang_flowprefill.api.slo import read_headers
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.errors import FlowPrefillError, SloError
 
@@ -18,7 +21,17 @@ RESOLVER = SloResolver(
 
 def header(ttft_slo_ms=None, class_name=None, tpot_slo_ms=None, arrival_unix_s=1000.0):
     """Return what a request's headers say."""
-    return HeaderSlo(arrival_unix_s, ttft_slo_ms, class_name, tpot_slo_ms)
+    sent = {"x-slo-ttft-ms": ttft_slo_ms, "x-slo-class": class_name, "x-slo-tpot-ms": tpot_slo_ms}
+    return said(
+        *((name, text) for name, text in sent.items() if text is not None),
+        arrival_unix_s=arrival_unix_s,
+    )
+
+
+def said(*headers, arrival_unix_s=1000.0):
+    """Return what these headers say."""
+    raw = [(name.encode(), value.encode()) for name, value in headers]
+    return replace(read_headers(raw), arrival_unix_s=arrival_unix_s)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +44,9 @@ def header(ttft_slo_ms=None, class_name=None, tpot_slo_ms=None, arrival_unix_s=1
         pytest.param(header("2.5e2"), None, Slo(0.25), id="header in scientific notation"),
         pytest.param(None, {"ttft_slo_ms": 250}, Slo(0.25), id="body milliseconds"),
         pytest.param(None, {"ttft_slo_ms": 1.0}, Slo(0.001), id="the least objective"),
-        pytest.param(None, {"ttft_slo_ms": 86_400_000}, Slo(86_400.0), id="the greatest"),
+        pytest.param(None, {"ttft_slo_ms": 604_800_000}, Slo(604_800.0), id="the greatest"),
+        pytest.param(header("0"), None, Slo(0.001), id="an objective that has expired"),
+        pytest.param(header("172800000"), None, Slo(172_800.0), id="a batch job of two days"),
         pytest.param(None, {"ttft_slo_ms": None, "slo_class": None}, Slo(1.0), id="nulls: unset"),
         pytest.param(header(None, "chat"), None, Slo(0.2, "chat"), id="header class"),
         pytest.param(None, {"slo_class": "batch"}, Slo(60.0, "batch"), id="body class"),
@@ -70,17 +85,17 @@ def test_accepted(headers, custom_params, expected):
     assert RESOLVER.resolve(headers, custom_params) == expected
 
 
-NO_MILLISECONDS = [0, -1, 0.999, math.nan, math.inf, -math.inf, 10**400]
+NO_MILLISECONDS = [-1, 0.999, math.nan, math.inf, -math.inf, 10**400]
 NO_MILLISECONDS += [True, False, "100", "", [], {}]
-NO_MILLISECONDS_AS_TEXT = ["", " ", "0", "-1", "0.5", "nan", "inf", "-inf", "1e400", "fast"]
+NO_MILLISECONDS_AS_TEXT = ["", " ", "-1", "0.5", "nan", "inf", "-inf", "1e400", "fast"]
 NO_MILLISECONDS_AS_TEXT += ["100ms", "0x10", "1,5"]
 
 
 @pytest.mark.parametrize(
-    ("name", "too_large"), [("ttft_slo_ms", 86_400_001), ("tpot_slo_ms", 60_000.1)]
+    ("name", "too_large"), [("ttft_slo_ms", 604_800_001), ("tpot_slo_ms", 60_000.1)]
 )
 def test_body_refuses_what_is_no_number_of_milliseconds(name, too_large):
-    """Zero, negatives, non-numbers, text, booleans and absurd sizes are the caller's fault."""
+    """Negatives, non-numbers, text, booleans and absurd sizes are the caller's fault."""
     for value in [*NO_MILLISECONDS, too_large]:
         with pytest.raises(SloError) as caught:
             RESOLVER.resolve(None, {name: value})
@@ -88,13 +103,13 @@ def test_body_refuses_what_is_no_number_of_milliseconds(name, too_large):
 
 
 @pytest.mark.parametrize(
-    ("name", "too_large"), [("ttft_slo_ms", "86400001"), ("tpot_slo_ms", "60000.1")]
+    ("name", "too_large"), [("ttft_slo_ms", "604800001"), ("tpot_slo_ms", "60000.1")]
 )
 def test_header_refuses_what_is_no_number_of_milliseconds(name, too_large):
     """A header that cannot be an objective is an error, not the default."""
     for text in [*NO_MILLISECONDS_AS_TEXT, too_large]:
         with pytest.raises(SloError) as caught:
-            RESOLVER.resolve(header(**{name: text}), None)
+            header(**{name: text})
         assert caught.value.field == "x-slo-" + name.replace("_slo_", "-")
 
 
@@ -139,7 +154,7 @@ def test_custom_params_must_be_an_object(custom_params):
 def test_long_values_are_cut_in_messages():
     """An attacker's megabyte does not come back in the error."""
     with pytest.raises(SloError) as caught:
-        RESOLVER.resolve(header("9" * 10_000 + "x"), None)
+        header("9" * 10_000 + "x")
     assert len(str(caught.value)) < 200
 
 
@@ -182,3 +197,114 @@ def test_stamping_does_not_change_what_was_received():
     received = {"ttft_slo_ms": 100}
     RESOLVER.stamped_params(None, received, now_unix_s=0.0)
     assert received == {"ttft_slo_ms": 100}
+
+
+@pytest.mark.parametrize(
+    "name", ["x-llm-d-slo-ttft-ms", "x-request-id-slo-ttft-ms", "X-SLO-TTFT-MS"]
+)
+def test_aliases_of_a_header_count(name):
+    """Names of llm-d, and names that sglang-router lets through."""
+    assert RESOLVER.resolve(said((name, "250")), None) == Slo(0.25)
+
+
+def test_aliases_may_agree_and_must():
+    """A router that adds the new name beside the old one is right; two values are an error."""
+    both = said(("x-slo-ttft-ms", "250"), ("x-llm-d-slo-ttft-ms", "250"))
+    assert both.ttft_slo_ms == 250.0
+    with pytest.raises(SloError, match="says") as caught:
+        said(("x-slo-ttft-ms", "250"), ("x-llm-d-slo-ttft-ms", "251"))
+    assert caught.value.field == "x-llm-d-slo-ttft-ms"
+
+
+def test_no_key_of_the_server_counts_that_a_caller_sends():
+    """Arrival, rules and growth are the server's to say."""
+    forged = {
+        "flowprefill_arrival_unix_s": 0.0,
+        "flowprefill_slo_rules": [["voice", 1, None]],
+        "flowprefill_slo_factor": 99.0,
+    }
+    stamped = RESOLVER.stamped_params(header("250"), forged, now_unix_s=2000.0)
+    assert RESOLVER.stamped_slo(stamped, 10) == Slo(0.25)
+    assert stamped["flowprefill_arrival_unix_s"] == 1000.0
+
+
+# ---- who may choose ----
+
+GOLD_RULE = [MatchRule("gold", {"x-tier": "gold"})]
+
+
+def resolver(authority="caller", bounds=NO_BOUNDS, gold_bounds=NO_BOUNDS):
+    """A server with a class that rules give and one that is open."""
+    classes = {
+        "gold": SloClass(200.0, 50.0, bounds=gold_bounds),
+        "open": SloClass(5000.0),
+    }
+    return SloResolver(SloClasses(classes, Slo(1.0), GOLD_RULE, bounds, authority))
+
+
+def test_a_claim_below_the_floor_counts_as_the_floor():
+    """Of the server, and of the class; the tighter bound holds."""
+    server = resolver(bounds=Bounds(min_ttft_slo_ms=50.0, min_tpot_slo_ms=20.0))
+    assert server.resolve(header("1", None, "1"), None) == Slo(0.05, tpot_s=0.02)
+    stamped = server.stamped_params(header("1", None, "1"), None, 0.0)
+    assert server.stamped_slo(stamped, 10) == Slo(0.05, tpot_s=0.02)
+    gold = resolver(gold_bounds=Bounds(min_ttft_slo_ms=100.0, max_ttft_slo_ms=300.0))
+    assert gold.resolve(header("1", "gold"), None).ttft_s == 0.1
+    assert gold.resolve(header("1000", "gold"), None).ttft_s == 0.3
+
+
+@pytest.mark.parametrize("stated", [("250", None, None), (None, "open", None), (None, None, "90")])
+def test_where_rules_choose_a_claim_is_an_error(stated):
+    """Not ignored: the caller learns that it has no say."""
+    with pytest.raises(SloError, match="rules choose"):
+        resolver("rules").resolve(header(*stated), None)
+    assert resolver("rules").resolve(header(), None) == Slo(1.0)
+
+
+def test_a_clamped_caller_takes_no_class_that_rules_deny():
+    """An open class is free; one with rules needs a rule that holds."""
+    server = resolver("clamped")
+    assert server.resolve(header(None, "open"), None) == Slo(5.0, "open")
+    with pytest.raises(SloError, match="is given by this server's rules"):
+        server.resolve(header(None, "gold"), None)
+    entitled = replace(header(None, "gold"), matched_headers={"x-tier": "gold"})
+    assert server.resolve(entitled, None) == Slo(0.2, "gold", 0.05)
+
+
+def test_a_clamped_caller_may_ask_for_less_but_not_for_more():
+    """Objectives tighter than its class's count as the class's."""
+    server = resolver("clamped")
+    assert server.resolve(header("100", "open"), None) == Slo(5.0, "open")
+    assert server.resolve(header("9000", "open"), None) == Slo(9.0, "open")
+    assert server.resolve(header("1"), None) == Slo(1.0)
+    entitled = replace(header(None, "gold", "1"), matched_headers={"x-tier": "gold"})
+    assert server.resolve(entitled, None).tpot_s == 0.05
+
+
+# ---- objectives that grow with the prompt ----
+
+
+def test_an_objective_grows_by_the_predicted_time_where_nothing_is_stated():
+    """The stamp carries base and factor; what a caller states stands as it is."""
+    growing = SloResolver(
+        SloClasses({"docs": SloClass(200.0, predicted_factor=3.0)}, Slo(1.0, predicted_factor=5.0))
+    )
+    default = growing.stamped_slo(growing.stamped_params(None, None, 0.0), 10)
+    assert default == Slo(1.0, predicted_factor=5.0)
+    assert default.grown(2.0) == Slo(11.0)
+    docs = growing.stamped_slo(growing.stamped_params(header(None, "docs"), None, 0.0), 10)
+    assert docs.grown(2.0) == Slo(6.2, "docs")
+    stated = growing.stamped_slo(growing.stamped_params(header("250", "docs"), None, 0.0), 10)
+    assert stated == Slo(0.25, "docs")
+
+
+def test_rules_for_lengths_travel_by_name():
+    """A scheduler whose list of rules differs still gives the class that was meant."""
+    rules = [MatchRule("chat", min_prompt_tokens=1, max_prompt_tokens=100)]
+    sender = SloResolver(SloClasses({"chat": SloClass(200.0)}, Slo(1.0), rules))
+    receiver = SloResolver(
+        SloClasses({"other": SloClass(1.0), "chat": SloClass(200.0)}, Slo(1.0), [])
+    )
+    stamped = sender.stamped_params(None, None, 0.0)
+    assert receiver.stamped_slo(stamped, 50) == Slo(0.2, "chat")
+    assert receiver.stamped_slo(stamped, 500) == Slo(1.0)

@@ -4,7 +4,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.slo import ttft_slos_s, write_slo_classes
-from sglang_flowprefill.api.slo import load_slo_classes
+from sglang_flowprefill.api.classes import ServerSlo, load_slo_classes
 
 
 def test_objectives_scale_and_come_tightest_first():
@@ -23,5 +23,5 @@ def test_class_without_objective_needs_one():
 def test_server_reads_the_written_classes(tmp_path):
     """The file is one that ``--flowprefill-slo-config`` accepts, with the scaled objectives."""
     path = write_slo_classes(tmp_path / "slo-classes.yaml", {"text": 1.0, "file": 24.0})
-    classes = load_slo_classes(str(path), default_ttft_slo_ms=1000.0)
+    classes = load_slo_classes(str(path), ServerSlo(1000.0))
     assert classes.ttft_slo_ms == {"text": 1000.0, "file": 24000.0}
