@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sglang_flowprefill.api.classes import SloClasses, load_slo_classes
+from sglang_flowprefill.api.classes import ServerSlo, SloClasses, load_slo_classes
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.errors import PlanError
 from sglang_flowprefill.sim.costs import FittedCost, PassCost, RooflineCost, costs_for
@@ -136,7 +136,7 @@ def _with_slos(
     if args.slo_config is None:
         known = AUTHORS_SLOS_S.get(args.model.lower(), {})
         return list(requests), {n: Slo(known[n], n) for n in present if n in known}
-    classes = load_slo_classes(args.slo_config, 1000.0)
+    classes = load_slo_classes(args.slo_config, ServerSlo(1000.0))
     with_class = [_with_class(request, classes) for request in requests]
     found = {request.class_name for request in with_class}
     empty = [name for name in classes.by_name if name not in found]

@@ -94,6 +94,7 @@ class Workload:
                 slo,
                 ttft_s=slo.ttft_s * factor,
                 tpot_s=None if slo.tpot_s is None else slo.tpot_s * factor,
+                predicted_factor=slo.predicted_factor * factor,
             )
             for name, slo in self.slos.items()
         }

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.core.stats import is_attained
 from sglang_flowprefill.sim.cluster import Cluster, ClusterResult, Failure
 from sglang_flowprefill.sim.costs.fitted import predictor_of
@@ -233,6 +234,7 @@ def serve(
     """
     worker = deployment.worker
     predictor = predictor_of(worker.cost)
+    arrivals = [_with_grown_slo(arrival, predictor) for arrival in arrivals]
     make = deployment.system.make(worker, deployment.settings)
     is_split = deployment.num_decode_instances is not None
     sent = [_until_first_token(arrival) for arrival in arrivals] if is_split else arrivals
@@ -277,6 +279,15 @@ def attempt(
     # Rounded first: (1 - 0.9) * 1000 is 99.99999999999997 in binary.
     allowed = math.floor(round((1.0 - goal) * num_requests, 6)) if goal else math.inf
     return serve(deployment, arrivals, rate_per_s, allowed)
+
+
+def _with_grown_slo(arrival: Arrival, predictor: PrefillCost) -> Arrival:
+    """Return it with an objective that has grown with its prompt, if its class asks for that."""
+    request = arrival.request
+    if not request.slo.predicted_factor:
+        return arrival
+    slo = request.slo.grown(predictor.predict_s((request,)))
+    return replace(arrival, request=replace(request, slo=slo))
 
 
 def _until_first_token(arrival: Arrival) -> Arrival:

@@ -245,6 +245,13 @@ def test_calibration_finds_a_factor_that_was_put_in():
         calibrate(deployment(), rows[:3])
 
 
+def test_an_objective_that_grows_with_the_prompt_grows_by_the_predicted_prefill():
+    """As in the server; the row states what it has grown to."""
+    load = replace(lone(2000), slos={"document": Slo(0.5, "document", predicted_factor=2.0)})
+    row = run_of("flowprefill", load, 1e-3, 2).rows[0]
+    assert row.slo_ttft_s == pytest.approx(0.5 + 2 * row.ttft_s, rel=0.05)
+
+
 def test_a_workload_that_cannot_be_judged_is_refused():
     """A class without an objective, all at once, a single request."""
     one = TracedRequest(0.0, "chat", 10, 1)
