@@ -148,8 +148,8 @@ class FlowPrefillConfig:
         minimum=1,
     )
     suspended_memory_mb: float = _setting(
-        "Unfinished prefills may hold at most this many megabytes of KV cache and activations "
-        "before another one is started in front of them.",
+        "Suspended prefills may hold at most this many megabytes of activations, beside their KV, "
+        "which the pool bounds. One that holds more alone may still stand suspended.",
         default=4096.0,
         minimum=1.0,
     )

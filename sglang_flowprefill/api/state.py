@@ -71,7 +71,7 @@ class PrefillState(msgspec.Struct, frozen=True):
         since_s: When the present state began.
         slack_s: Seconds until its first member's first token is due; negative if that is past.
         num_preemptions: How often another prefill was put in front of it.
-        held_bytes: Bytes of KV cache and activations that it keeps.
+        held_bytes: Bytes of activations that it keeps, beside its KV.
         is_out_of_memory: True if its next chunk finds no memory.
     """
 
@@ -190,7 +190,7 @@ class ServerState(msgspec.Struct, frozen=True):
         num_decode_steps: Decode steps.
         num_waiting: Requests that wait for their prefill.
         num_decoding: Requests past their prefill, at the last round.
-        suspended_bytes: Bytes that suspended prefills hold.
+        suspended_bytes: Bytes of activations that suspended prefills hold.
         rounds_per_s: Rounds a second over the history.
         history_s: Seconds that the history reaches back, unless it would be more than 500 entries.
         classes: Each SLO class.

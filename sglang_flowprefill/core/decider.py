@@ -37,6 +37,7 @@ from sglang_flowprefill.core.decision import (
     Wait,
 )
 from sglang_flowprefill.core.memory import (
+    HeldBytes,
     RankedBatch,
     Shortage,
     choose_victims,
@@ -106,7 +107,8 @@ class PrefillDecider:
         limits: Bounds of a batch.
         max_suspended: No new batch is started over this many unfinished ones.
         min_preemption_gain_s: A current batch with less predicted time left is not preempted.
-        max_suspended_bytes: Suspended batches may hold this much memory for their activations.
+        max_suspended_bytes: Suspended batches may hold this much memory for their activations;
+            one that holds more alone may stand suspended all the same.
         max_restarts: A request is dropped for memory at most this often; then it is immune.
             With 0 nothing is ever dropped.
         max_preemptions: A batch is preempted at most this often; then it runs to its end.
@@ -228,7 +230,7 @@ class PrefillDecider:
 
     def _look(self, view: RoundView, now_s: float) -> _Round:
         ranked = self._ranked(view, now_s)
-        runnable = [r for r in ranked if self._can_resume(r.batch, view)]
+        runnable = self._runnable(ranked, view)
         best = min(runnable, key=lambda r: r.key, default=None)
         blocked = self._first_blocked(view, ranked, now_s)
         candidates = self._memo.of(view.waiting)
@@ -270,14 +272,16 @@ class PrefillDecider:
             contenders.append(_Contender(key, candidate, shortage=shortage))
         return min(contenders, key=lambda c: c.key, default=None)
 
-    def _can_resume(self, batch: PrefillBatch, view: RoundView) -> bool:
-        """Tell whether a batch can go on: it has memory, and what it suspends may stay."""
-        if batch.num_missing_tokens > 0:
-            return False
-        if view.current is None or view.current is batch:
-            return True
-        suspended_bytes = sum(b.held_bytes for b in view.batches if b is not batch)
-        return suspended_bytes <= self.max_suspended_bytes
+    def _runnable(self, ranked: Sequence[RankedBatch], view: RoundView) -> list[RankedBatch]:
+        """Return the batches that can go on: they have memory, and what they suspend may stay."""
+        current, budget = view.current, self.max_suspended_bytes
+        held = HeldBytes.of(view.batches)
+        return [
+            r
+            for r in ranked
+            if r.batch.num_missing_tokens <= 0
+            and (current is None or current is r.batch or held.over(budget, r.batch) <= 0.0)
+        ]
 
     def _without_prefill(self, view: RoundView) -> Decision:
         if view.decode is not None:
@@ -312,7 +316,7 @@ class PrefillDecider:
     def _within_budget(self, head: _Contender, view: RoundView) -> _Contender:
         """Return the head with what the budgets of suspended batches lack for it."""
         shortage = Shortage(
-            held_bytes=sum(b.held_bytes for b in view.batches) - self.max_suspended_bytes,
+            held_bytes=HeldBytes.of(view.batches).over(self.max_suspended_bytes),
             num_batches=len(view.batches) - self.max_suspended,
         )
         return _Contender(head.key, head.candidate, index=head.index, shortage=shortage)

@@ -12,6 +12,8 @@ buy something. The rules, all in this file:
   memory comes free by itself.
 * Not for a doomed one, which would gain nothing. It waits; nobody behind it starts meanwhile.
 * A batch with a member that was dropped ``max_restarts`` times already is immune.
+* A batch that breaks the budget of activations alone may stand suspended all the same, one at a
+  time: no drop would make it fit. KV has no budget beside its pool.
 * If nothing else can run at all, slack and order do not matter: the first in the order gets its
   room, from anybody who is not immune.
 
@@ -69,6 +71,51 @@ class Shortage:
     def is_covered(self) -> bool:
         """True if nothing is lacking."""
         return self.num_kv_tokens <= 0 and self.held_bytes <= 0.0 and self.num_batches <= 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBytes:
+    """What batches hold for their activations, summed once for every question of a round.
+
+    Attributes:
+        total: Bytes of all of them.
+        largest: Of the one that holds most.
+        second: Of the next one.
+    """
+
+    total: int
+    largest: int
+    second: int
+
+    @classmethod
+    def of(cls, batches: Iterable[PrefillBatch]) -> "HeldBytes":
+        """Sum up."""
+        total = largest = second = 0
+        for batch in batches:
+            held_bytes = batch.held_bytes
+            total += held_bytes
+            if held_bytes > largest:
+                largest, second = held_bytes, largest
+            elif held_bytes > second:
+                second = held_bytes
+        return cls(total, largest, second)
+
+    def over(self, budget: float, but: PrefillBatch | None = None) -> float:
+        """Return the bytes over a budget; zero or less if it is kept.
+
+        One batch that breaks the budget alone is not counted, the largest if there are several:
+        whatever else were given up, it would still not fit.
+
+        Args:
+            budget: Bytes.
+            but: One of the batches, which is going to run and does not stand suspended.
+        """
+        total, largest = self.total, self.largest
+        if but is not None:
+            total -= but.held_bytes
+            if but.held_bytes == largest:
+                largest = self.second
+        return total - budget - (largest if largest > budget else 0)
 
 
 @dataclass(frozen=True, slots=True)

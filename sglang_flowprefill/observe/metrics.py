@@ -109,7 +109,7 @@ METRICS = (
     _counter("tiles_total", "Row tiles run: parts of operators that are too long as a whole."),
     _counter("tile_tokens_total", "Tokens in row tiles, once for each operator in tiles."),
     _gauge("suspended_cursors", "Prefills that stand suspended."),
-    _gauge("suspended_bytes", "Bytes of KV cache and activations that suspended prefills hold."),
+    _gauge("suspended_bytes", "Bytes of activations that suspended prefills hold."),
     _counter("restarts_total",
              "Requests whose unfinished prefill was dropped, to start over later.",
              reason=DROP_REASONS),

@@ -35,7 +35,6 @@ def runner_of(*, num_norms, num_mixer_parameters=0, granularity="operator"):
         model=nn.ModuleDict({"layers": layers}),
         model_config=SimpleNamespace(num_hidden_layers=2, hidden_size=WIDTH),
         attn_backend=TorchNativeAttnBackend.__new__(TorchNativeAttnBackend),
-        token_to_kv_pool=SimpleNamespace(mem_usage=1.0, size=1024),
         device="cpu",
         dtype=torch.float32,
     )

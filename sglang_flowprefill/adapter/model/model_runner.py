@@ -7,7 +7,6 @@ then ``PreemptibleModelRunner`` puts boundaries on the loaded model and hands ou
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,20 +43,6 @@ from sglang_flowprefill.executor import (
 _ROW_WISE_KINDS = frozenset({"norm", "linear"})
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPerToken:
-    """What one token of an unfinished prefill holds.
-
-    Attributes:
-        kv_bytes: Its keys and values, all layers.
-        activation_bytes: Its activations at the widest boundary, by the widths of the model: an
-            upper bound, since an MLP in tiles is never whole.
-    """
-
-    kv_bytes: float
-    activation_bytes: float
-
-
 class PreemptibleModelRunner:
     """Makes prefill forwards of one loaded model suspendable.
 
@@ -75,7 +60,8 @@ class PreemptibleModelRunner:
         num_boundaries: Boundaries installed.
         num_layers: Layers of the model.
         checkpoint: Where boundaries report.
-        memory: What unfinished prefills hold.
+        activation_bytes: What a token of an unfinished prefill holds at the widest boundary, by the
+            widths of the model: an upper bound, since an MLP in tiles is never whole.
 
     Raises:
         UnsupportedSGLangError: Too little of the model runs in operators that are called as
@@ -112,7 +98,7 @@ class PreemptibleModelRunner:
         self.num_boundaries = len(install_boundaries(coverage.hooked, self.checkpoint.reach))
         coverage.require_boundaries(self.num_boundaries, "found in the model")
         coverage.require_parameters()
-        self.memory = _memory_per_token(model_runner, operators)
+        self.activation_bytes = _activation_bytes(model_runner, operators)
         self._tiling = RowTiling(
             self.checkpoint.reach,
             is_active=lambda: self.checkpoint.cursor is not None,
@@ -251,8 +237,7 @@ def _is_row_wise_block(module: nn.Module) -> bool:
     return is_mlp or isinstance(children.get("experts"), FusedMoE)
 
 
-def _memory_per_token(model_runner: Any, operators: list[Operator]) -> MemoryPerToken:
-    pool = model_runner.token_to_kv_pool
+def _activation_bytes(model_runner: Any, operators: list[Operator]) -> float:
     config = model_runner.model_config
     widths = [
         operator.module.input_size + operator.module.output_size
@@ -260,7 +245,4 @@ def _memory_per_token(model_runner: Any, operators: list[Operator]) -> MemoryPer
         if isinstance(operator.module, LinearBase)
     ]
     width = 2 * config.hidden_size + max(widths, default=0)  # hidden states, residual, an operator
-    return MemoryPerToken(
-        kv_bytes=pool.mem_usage * 2**30 / pool.size,
-        activation_bytes=float(width * model_runner.dtype.itemsize),
-    )
+    return float(width * model_runner.dtype.itemsize)

@@ -313,3 +313,24 @@ def _log_start(given: _Given, runner: PreemptibleModelRunner) -> None:
         runner.num_layers,
         type(given.scheduler.tp_worker.model_runner.attn_backend).__name__,
     )
+    _log_room(given, runner)
+
+
+def _log_room(given: _Given, runner: PreemptibleModelRunner) -> None:
+    """Say how many prefills may stand suspended, and warn if not even two long ones."""
+    config, num_kv_tokens = given.config, int(given.scheduler.max_total_num_tokens)
+    chunk = min(config.max_chunk_tokens, num_kv_tokens)
+    chunk_mb = chunk * runner.activation_bytes / 2**20
+    num_chunks = int(config.suspended_memory_mb / chunk_mb)
+    logger.log(
+        logging.INFO if num_chunks else logging.WARNING,
+        "FlowPrefill: up to %d prefills may stand suspended, their KV in a pool of %d tokens, "
+        "activations in %.0f MB (--flowprefill-suspended-memory-mb): %s of %d tokens, "
+        "%.0f MB each",
+        config.max_suspended,
+        num_kv_tokens,
+        config.suspended_memory_mb,
+        f"room for {num_chunks} chunks" if num_chunks else "too little for one chunk",
+        chunk,
+        chunk_mb,
+    )

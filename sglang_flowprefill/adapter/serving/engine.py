@@ -159,7 +159,7 @@ class SGLangEngine:
         batch = self.form_batch(self._waiting_reqs(requests))
         if batch is None:
             return Shortfall(self._scheduler.memory_claims.num_missing_tokens)
-        return SGLangPrefill(batch, self._execution(batch), self._runner.memory)
+        return SGLangPrefill(batch, self._execution(batch), self._runner.activation_bytes)
 
     def start_next_chunk(self, work: SGLangPrefill) -> Shortfall | None:
         """Allocate memory for the next forward pass of a partly prefilled request."""

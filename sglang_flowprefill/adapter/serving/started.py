@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from sglang_flowprefill.adapter.model.forward_state import BatchFingerprint
-from sglang_flowprefill.adapter.model.model_runner import MemoryPerToken
 from sglang_flowprefill.adapter.serving.requests import prefill_request
 from sglang_flowprefill.core import PrefillRequest
 from sglang_flowprefill.executor import Cursor
@@ -21,7 +20,7 @@ class SGLangPrefill:
     Args:
         batch: SGLang's ``ScheduleBatch`` of the first forward pass, with its memory.
         execution: That forward pass.
-        memory: What a token of an unfinished prefill holds.
+        activation_bytes: What a token of the running chunk holds beside its KV, in bytes.
 
     Attributes:
         reqs: SGLang's requests that are not through their prefill yet.
@@ -30,12 +29,12 @@ class SGLangPrefill:
         execution: The current forward pass; None between two chunks.
         rest: The request of which this forward pass computes a chunk that is not its last.
         num_kv_tokens: KV slots that dropping it would give back.
-        held_bytes: Bytes that it holds while it stands suspended.
+        held_bytes: Bytes of activations that it holds while it stands suspended.
         max_new_tokens: Longest generation that a member may ask for, in tokens.
         fingerprint: What the batch looked like when it was suspended, where that is checked.
     """
 
-    def __init__(self, batch: Any, execution: Cursor[Any], memory: MemoryPerToken) -> None:
+    def __init__(self, batch: Any, execution: Cursor[Any], activation_bytes: float) -> None:
         self.reqs: list[Any] = list(batch.reqs)
         self.batch = batch
         self.execution: Cursor[Any] | None = execution
@@ -44,7 +43,7 @@ class SGLangPrefill:
         num_tokens = sum(request.num_uncached_tokens for request in self.requests)
         num_active = sum(req.extend_len for req in self.reqs)
         self.num_kv_tokens = num_tokens
-        self.held_bytes = int(num_tokens * memory.kv_bytes + num_active * memory.activation_bytes)
+        self.held_bytes = int(num_active * activation_bytes)
         self.max_new_tokens = max(req.sampling_params.max_new_tokens for req in self.reqs)
 
     @property

@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sglang_flowprefill.core import (
     BlockedRequest,
@@ -20,7 +22,13 @@ from sglang_flowprefill.core import (
     Wait,
 )
 from sglang_flowprefill.core.batching import BatchLimits
-from sglang_flowprefill.core.memory import RankedBatch, Shortage, choose_victims, expected_wait_s
+from sglang_flowprefill.core.memory import (
+    HeldBytes,
+    RankedBatch,
+    Shortage,
+    choose_victims,
+    expected_wait_s,
+)
 from sglang_flowprefill.core.policy import Candidate
 from sglang_flowprefill.testing import MS_PER_TOKEN, make_batch, make_request
 
@@ -281,7 +289,7 @@ def test_a_head_that_can_wait_for_a_place_does():
     )
 
 
-@pytest.mark.parametrize(("budget", "expected"), [(100, None), (99, [2]), (40, [2]), (39, [1, 2])])
+@pytest.mark.parametrize(("budget", "expected"), [(100, None), (99, [2]), (60, [2]), (39, [2])])
 def test_activations_of_suspended_batches_stay_within_their_bytes(budget, expected):
     """A start that would suspend too much has the last in the order dropped first."""
     batches = [holding(1, 10, held_bytes=40), holding(2, 10, due_s=40.0, held_bytes=60)]
@@ -293,21 +301,52 @@ def test_activations_of_suspended_batches_stay_within_their_bytes(budget, expect
         assert dropped(decision) == expected
 
 
-def test_a_suspended_batch_does_not_take_over_if_the_current_one_is_too_big_to_stand_still():
+def test_a_suspended_batch_does_not_take_over_if_those_it_leaves_are_too_big_to_stand_still():
     """Without a current one, anybody may resume, so nothing gets stuck."""
-    big, small = holding(1, 10, held_bytes=90), holding(2, 10, due_s=9.0, held_bytes=5)
+    big, other = holding(1, 10, held_bytes=40), holding(3, 10, due_s=40.0, held_bytes=20)
+    small = holding(2, 10, due_s=9.0, held_bytes=5)
     scheduler = replace(SCHEDULER, max_suspended_bytes=50)
-    assert decide(big, small, waiting=[], scheduler=scheduler, current=big).batch_id == 1
-    assert decide(big, small, waiting=[], scheduler=scheduler).batch_id == 2
+    batches = (big, other, small)
+    assert decide(*batches, waiting=[], scheduler=scheduler, current=big).batch_id == 1
+    assert decide(*batches, waiting=[], scheduler=scheduler).batch_id == 2
+
+
+@pytest.mark.parametrize("budget", [0, 5, 89])
+def test_a_running_batch_that_breaks_the_budget_alone_is_preempted_and_nobody_is_dropped(budget):
+    """Neither for an arrival, nor for one that stands suspended: no drop would make it fit."""
+    big, small = holding(1, 10, held_bytes=90), holding(2, 10, due_s=9.0, held_bytes=0)
+    scheduler = replace(SCHEDULER, max_suspended_bytes=budget)
+    assert isinstance(decide(big, scheduler=scheduler, current=big), StartBatch)
+    assert isinstance(decide(big, scheduler=scheduler), StartBatch)
+    assert decide(big, small, waiting=[], scheduler=scheduler, current=big).batch_id == 2
+
+
+def test_only_one_batch_at_a_time_may_break_the_budget():
+    """Two that break it alone: the second makes way for a tighter deadline, as under any budget."""
+    batches = [holding(1, 10, held_bytes=90), holding(2, 10, due_s=40.0, held_bytes=60)]
+    scheduler = replace(SCHEDULER, max_suspended_bytes=50)
+    assert dropped(decide(*batches, scheduler=scheduler, current=batches[1])) == [2]
 
 
 def test_what_goes_before_the_needy_one_is_not_dropped_for_it_though_it_cannot_run_either():
     """It has to wait for the big one's end too; dropping it would turn the order upside down."""
     big = holding(1, 10, held_bytes=90)
+    other = holding(3, 10, due_s=0.44, num_tokens=1100, held_bytes=95)
     ahead = holding(2, 10, due_s=0.45, num_tokens=1100, held_bytes=60)
     scheduler = replace(SCHEDULER, max_suspended_bytes=50)
-    decision = decide(big, ahead, scheduler=scheduler, current=big)
-    assert decision == ResumeBatch(1, "current prefill goes on")
+    decision = decide(big, ahead, other, scheduler=scheduler, current=big)
+    assert isinstance(decision, ResumeBatch)
+    assert decision.batch_id == 1
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=8), st.integers(0, 120), st.data())
+def test_bytes_summed_once_are_those_summed_for_each_batch(held, budget, data):
+    """What suspended batches hold, by its definition: all but the one that is going to run."""
+    batches = [holding(i, 10, held_bytes=bytes_) for i, bytes_ in enumerate(held)]
+    but = data.draw(st.sampled_from([None, *batches]))
+    others = [batch.held_bytes for batch in batches if batch is not but]
+    too_big = max((bytes_ for bytes_ in others if bytes_ > budget), default=0)
+    assert HeldBytes.of(batches).over(budget, but) == sum(others) - too_big - budget
 
 
 # ---- decode and restarts ----
