@@ -5,6 +5,7 @@ therefore be lost, forgotten or doubled here. The order of the questions is the 
 
 1. Is a decode step due, and can it not wait?            -> run it
 2. Who is first in the policy's order?                   -> nobody: decode, else wait
+   Does somebody who is late fit into the slack of that one?
 3. Would it have to preempt, and is that worth it?       -> if not, the current one goes on
 4. Is there memory for it?                               -> if not, make room or run the next
 5. Is it a batch already (resume) or a waiting request (start, with passengers)?
@@ -206,6 +207,21 @@ class PrefillDecider:
         first = found.first
         if first is None:
             return self._without_prefill(view)
+        late = self._late_within_slack(first, found, view, now_s)
+        if late is None:
+            return self._decide_for(first, found, view, now_s)
+        if late.batch is None:
+            found = replace(found, head=late)
+        decision = self._decide_for(late, found, view, now_s)
+        if isinstance(decision, StartBatch | ResumeBatch):
+            spent_s = now_s + self._spare_s(first, now_s)
+            return replace(decision, review_s=min(decision.review_s, spent_s))
+        return decision
+
+    def _decide_for(
+        self, first: _Contender, found: _Round, view: RoundView, now_s: float
+    ) -> Decision:
+        """Decide, given who should run."""
         current = _runnable_current(view)
         if current is not None and not self._may_preempt(current, first, now_s):
             return ResumeBatch(current.batch_id, "current prefill goes on")
@@ -249,6 +265,37 @@ class PrefillDecider:
             None if best is None else _Contender(best.key, best.candidate, best.batch),
             blocked,
         )
+
+    def _late_within_slack(
+        self, first: _Contender, found: _Round, view: RoundView, now_s: float
+    ) -> _Contender | None:
+        """Return the shortest doomed prefill, if it fits into the slack of the first in order.
+
+        It gets a key before all feasible ones and after the starving. Whoever it must not delay
+        may preempt it as soon as the slack no longer covers what is left of it; time alone does
+        not change that, unless it takes longer than predicted, for which there is a review.
+        """
+        least_s = self._spare_s(first, now_s)
+        if least_s <= 0.0 or found.blocked is not None:  # memory is short: strictly in order
+            return None
+        key = (first.key[0], -math.inf)
+        shortest: _Contender | None = None
+        for index, candidate in enumerate(self._memo.of(view.waiting)):
+            is_late = candidate.latest_start_s <= now_s and not candidate.is_degraded
+            if is_late and candidate.remaining_s < least_s:
+                least_s = candidate.remaining_s
+                shortest = _Contender(key, candidate, index=index)
+        for ranked in found.runnable:
+            candidate, batch = ranked.candidate, ranked.batch
+            is_late = candidate.latest_start_s <= now_s and not candidate.is_degraded
+            if is_late and candidate.remaining_s <= least_s and not batch.has_outrun_prediction:
+                least_s = candidate.remaining_s
+                shortest = _Contender(key, candidate, batch)
+        return shortest
+
+    def _spare_s(self, first: _Contender, now_s: float) -> float:
+        """Return the part of a candidate's slack that somebody who is late may use."""
+        return self.policy.lent_share * first.candidate.slack_s(now_s)
 
     def _first_blocked(
         self, view: RoundView, ranked: Sequence[RankedBatch], now_s: float
@@ -391,7 +438,8 @@ class PrefillDecider:
         """Return the member that is first in order: the batch is as urgent as that one."""
         remaining_s = batch.remaining_s
         members = [
-            Candidate(r.arrival_s, r.slo.ttft_s, remaining_s, r.is_degraded) for r in batch.requests
+            Candidate(r.arrival_s, r.slo.ttft_s, remaining_s, r.is_degraded, batch.predicted_s)
+            for r in batch.requests
         ]
         return min(members, key=lambda member: self.policy.key(member, now_s))
 

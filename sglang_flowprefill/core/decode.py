@@ -4,7 +4,8 @@ One step gives every running request its next token, so the step is due when the
 would otherwise be late: last token + TPOT objective, less what the step takes and less what a
 running prefill takes to reach its next boundary. Three rules keep the two sides from harm:
 
-* Prefills keep a share of the machine even where TPOT objectives cannot be met.
+* Prefills keep a share of the machine even where TPOT objectives cannot be met; a bigger one where
+  it is a caller's claim that is tighter than the server's own objective.
 * A due step waits if it would turn a first token that can still be in time into a late one...
 * ...but not beyond a multiple of the TPOT objective, and not at all for a running request whose
   class says that its decoding goes first.
@@ -15,6 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sglang_flowprefill.core.request import Slo
+
+MAX_CLAIMED_SHARE = 0.5
+"""Share of the machine that decode steps may take for a claim beyond the server's objective."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +44,23 @@ class RunningRequest:
         last_token_s: When it got its last token.
         tpot_slo_s: Allowed seconds from one token to the next.
         decode_first: Its steps run when they are due, whomever that makes late.
+        default_tpot_s: The server's own objective.
     """
 
     last_token_s: float
     tpot_slo_s: float
     decode_first: bool = False
+    default_tpot_s: float = math.inf
 
     @classmethod
     def of(cls, slo: Slo, last_token_s: float, default_tpot_s: float) -> "RunningRequest":
         """Return it as its objective says."""
         tpot_s = default_tpot_s if slo.tpot_s is None else slo.tpot_s
-        return cls(last_token_s, tpot_s, slo.decode_first)
+        return cls(last_token_s, tpot_s, slo.decode_first, default_tpot_s)
+
+    def allowed_s(self, step_s: float) -> float:
+        """Return the seconds to its next token that steps of this length are run for."""
+        return max(self.tpot_slo_s, min(self.default_tpot_s, step_s / MAX_CLAIMED_SHARE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +92,9 @@ class DecodePacing:
         due_s = limit_s = math.inf
         for request in running:
             factor = 1.0 if request.decode_first else max(self.max_delay_factor, 1.0)
-            due_s = min(due_s, request.last_token_s + request.tpot_slo_s - lead_s)
-            limit_s = min(limit_s, request.last_token_s + factor * request.tpot_slo_s - lead_s)
+            allowed_s = request.allowed_s(step_s)
+            due_s = min(due_s, request.last_token_s + allowed_s - lead_s)
+            limit_s = min(limit_s, request.last_token_s + factor * allowed_s - lead_s)
         share = self.min_prefill_share
         earliest_s = last_step_end_s + step_s * share / (1.0 - share)
         due_s = max(due_s, earliest_s)

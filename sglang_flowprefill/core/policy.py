@@ -10,6 +10,9 @@ from typing import Protocol
 
 PolicyKey = tuple[float, ...]
 
+MIN_PATIENCE_S = 0.1
+"""Least patience: of a prompt of few tokens with an objective of few milliseconds."""
+
 
 @dataclass(slots=True, init=False)
 class Candidate:
@@ -22,6 +25,8 @@ class Candidate:
         arrival_s: When it arrived.
         ttft_slo_s: Its objective in seconds.
         remaining_s: Predicted seconds of prefill still needed.
+        patience_s: What its waiting is measured by: its objective, or its own work if that is
+            longer. A claim that nobody could meet makes a request late, not impatient.
         is_degraded: Admitted only to be served after others.
         deadline_s: Latest time of a first token that meets the objective.
         latest_start_s: Latest time to run on undisturbed and meet the deadline. From then on it
@@ -31,6 +36,7 @@ class Candidate:
     arrival_s: float
     ttft_slo_s: float
     remaining_s: float
+    patience_s: float
     is_degraded: bool
     deadline_s: float
     latest_start_s: float
@@ -41,11 +47,13 @@ class Candidate:
         ttft_slo_s: float,
         remaining_s: float,
         is_degraded: bool = False,
+        own_s: float = 0.0,
     ) -> None:
         self.arrival_s = arrival_s
         self.ttft_slo_s = ttft_slo_s
         self.remaining_s = remaining_s
         self.is_degraded = is_degraded
+        self.patience_s = max(ttft_slo_s, remaining_s, own_s, MIN_PATIENCE_S)
         # Computed once: a round reads them for every request in the queue. In this one call: it is
         # most of what a request costs that a round sees for the first time.
         self.deadline_s = deadline_s = arrival_s + ttft_slo_s
@@ -67,6 +75,7 @@ class Candidate:
             self.ttft_slo_s,
             self.remaining_s - margin_s,
             self.is_degraded,
+            self.patience_s,
         )
 
 
@@ -75,10 +84,14 @@ class Policy(Protocol):
 
     Attributes:
         may_preempt: False if a prefill, once started, runs before all others until it ends.
+        lent_share: Share of the first feasible candidate's slack in which the shortest doomed one
+            may run before it; 0 for none.
     """
 
     @property
     def may_preempt(self) -> bool: ...  # noqa: D102 (documented above)
+    @property
+    def lent_share(self) -> float: ...  # noqa: D102
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
         """Return the sort key of a candidate; smaller runs first."""

@@ -51,7 +51,7 @@ def attainment(policy_name, load, factor):
     return sum(o.ttft_s <= o.request.slo.ttft_s for o in outcomes) / len(outcomes)
 
 
-@pytest.mark.parametrize(("load", "allowed_loss"), [(0.7, 0.05), (1.1, 0.15)])
+@pytest.mark.parametrize(("load", "allowed_loss"), [(0.7, 0.05), (1.1, 0.17)])
 def test_attainment_falls_gently_with_the_predictors_error(load, allowed_loss):
     """Predictions of a third to three times the truth cost a few per cent, not the service."""
     exact = attainment("s-edf", load, 1.0)

@@ -45,7 +45,7 @@ def make_policy(name: str, options: PolicyOptions | None = None) -> Policy:
         KeyError: There is none.
 
     >>> make_policy("s-edf", PolicyOptions(starvation_factor=4.0))
-    SEdf(starvation_factor=4.0, may_preempt=True)
+    SEdf(starvation_factor=4.0, may_preempt=True, lent_share=0.25)
     """
     return POLICIES[name](options or PolicyOptions())
 

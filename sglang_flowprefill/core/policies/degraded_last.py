@@ -15,8 +15,8 @@ class DegradedLast:
 
     Attributes:
         policy: The other policy.
-        patience: Multiple of its SLO after which a degraded request is ordered like any other,
-            so that it does not wait for ever under lasting overload.
+        patience: Multiple of its own patience after which a degraded request is ordered like any
+            other, so that it does not wait for ever under lasting overload.
     """
 
     policy: Policy
@@ -27,11 +27,16 @@ class DegradedLast:
         """As the other policy says."""
         return self.policy.may_preempt
 
+    @property
+    def lent_share(self) -> float:
+        """As the other policy says."""
+        return self.policy.lent_share
+
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
         """Order by the other policy, degraded requests behind."""
         key = self.policy.key(candidate, now_s)
         if candidate.is_degraded:
             age_s = now_s - candidate.arrival_s
-            if age_s <= self.patience * candidate.ttft_slo_s:
+            if age_s <= self.patience * candidate.patience_s:
                 return (math.inf, *key)
         return key

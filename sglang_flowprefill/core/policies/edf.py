@@ -13,6 +13,7 @@ class Edf:
     """Deadline order, whatever can still be met."""
 
     may_preempt: bool = True
+    lent_share: float = 0.0
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:  # noqa: ARG002 (protocol)
         """Order by deadline, then arrival."""

@@ -10,6 +10,7 @@ class Fcfs:
     """Arrival order, without preemption."""
 
     may_preempt: bool = False
+    lent_share: float = 0.0
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:  # noqa: ARG002 (protocol)
         """Order by arrival."""

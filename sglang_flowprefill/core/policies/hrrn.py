@@ -16,6 +16,7 @@ class Hrrn:
     """Highest response ratio first, without preemption."""
 
     may_preempt: bool = False
+    lent_share: float = 0.0
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
         """Order by response ratio, highest first, then arrival."""

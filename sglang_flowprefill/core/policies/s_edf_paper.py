@@ -19,6 +19,7 @@ class SEdfPaper:
     """
 
     may_preempt: bool = True
+    lent_share: float = 0.0
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:
         """Order by the sign of the slack, then deadline, then arrival."""

@@ -13,6 +13,7 @@ class Sjf:
     """Least predicted remaining time first."""
 
     may_preempt: bool = True
+    lent_share: float = 0.0
 
     def key(self, candidate: Candidate, now_s: float) -> PolicyKey:  # noqa: ARG002 (protocol)
         """Order by remaining work, then arrival."""

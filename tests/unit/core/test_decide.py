@@ -133,10 +133,47 @@ def test_an_equal_deadline_does_not_preempt():
     assert decide(waiting=[twin], **running(URGENT, run_s=0.01)).batch_id == 0
 
 
-def test_a_doomed_request_does_not_preempt_a_feasible_one():
+def test_a_doomed_request_does_not_preempt_a_feasible_one_that_needs_its_slack():
     """It would cost a first token in time and gain none."""
     doomed = make_request("doomed", ttft_slo_s=0.5, num_uncached_tokens=4000)
-    assert decide(waiting=[doomed], **running(DOCUMENT, run_s=1.0)).batch_id == 0
+    now_s = (
+        DOCUMENT.deadline_s - 7.0 - 7.9
+    )  # which leaves a slack of 7.9 s, a quarter of it too little
+    decision = decide(now_s=now_s, waiting=[doomed], **running(DOCUMENT, run_s=1.0))
+    assert decision.batch_id == 0
+
+
+def test_the_shortest_doomed_request_runs_inside_a_quarter_of_the_slack():
+    """A missed objective is not the end of service; there is a review when the quarter is over."""
+    chat = make_request("late chat", ttft_slo_s=0.001, num_uncached_tokens=64)
+    longer = make_request("late report", ttft_slo_s=0.001, num_uncached_tokens=640)
+    decision = decide(now_s=1.0, waiting=[longer, chat], **running(DOCUMENT, run_s=1.0))
+    assert started(decision) == ["late chat"]
+    slack_s = DOCUMENT.deadline_s - 7.0 - 1.0
+    assert decision.review_s == pytest.approx(1.0 + slack_s / 4)
+
+
+def test_a_late_prefill_that_runs_goes_on_while_what_is_left_fits():
+    """Time takes as much from what is left as from the slack; a prediction outrun ends the loan."""
+    late = make_batch(make_request("late", ttft_slo_s=0.001, num_uncached_tokens=1000), run_s=0.5)
+    tight = make_request("tight", ttft_slo_s=0.9, num_uncached_tokens=100)
+    loose = make_request("loose", ttft_slo_s=4.0, num_uncached_tokens=100)
+    assert started(decide(now_s=0.01, waiting=[tight], batches=[late], current=late)) == ["tight"]
+    decision = decide(now_s=0.01, waiting=[loose], batches=[late], current=late)
+    assert decision.batch_id == late.batch_id
+    outran = make_batch(make_request("late", ttft_slo_s=0.001, num_uncached_tokens=400), run_s=0.5)
+    decision = decide(now_s=0.01, waiting=[loose], batches=[outran], current=outran)
+    assert started(decision) == ["loose"]
+
+
+def test_nobody_lends_where_memory_is_short():
+    """A request that found no memory waits in its order; others do not take what comes free."""
+    chat = make_request("late chat", ttft_slo_s=0.001, num_uncached_tokens=64)
+    blocked = BlockedRequest(URGENT, 10)
+    decision = decide(
+        now_s=0.1, waiting=[chat, URGENT], blocked=blocked, **running(DOCUMENT, run_s=1.0)
+    )
+    assert decision.batch_id == 0
 
 
 def test_a_feasible_request_preempts_a_doomed_one():
@@ -152,7 +189,8 @@ def test_a_suspended_batch_may_preempt_too():
     """When the running prefill turns doomed, a feasible suspended one takes over."""
     doomed = make_batch(make_request("doomed", ttft_slo_s=1.0, num_uncached_tokens=5000), run_s=0.1)
     feasible = make_batch(DOCUMENT, batch_id=5, run_s=0.1)
-    decision = decide(batches=[doomed, feasible], current=doomed)
+    now_s = DOCUMENT.deadline_s - 12.0
+    decision = decide(now_s=now_s, batches=[doomed, feasible], current=doomed)
     assert decision == ResumeBatch(5, "first in policy order")
 
 

@@ -32,7 +32,15 @@ SCHEDULER = PrefillDecider(SEdf(), MS_PER_TOKEN, BatchLimits(512))
         pytest.param([(9.9, 0.2)], 0.02, 0.03, 10.05, id="less the way to the next boundary"),
         pytest.param([(9.9, 0.2), (9.8, 0.2)], 0.0, 0.0, 10.0, id="the oldest token"),
         pytest.param([(9.9, 0.05), (9.8, 0.2)], 0.0, 0.0, 9.95, id="the tightest objective"),
-        pytest.param([(9.9, 0.04)], 0.04, 0.0, 9.91, id="prefills keep a fifth of the machine"),
+        pytest.param(
+            [(9.9, 0.04, False, 0.04)], 0.04, 0.0, 9.91, id="prefills keep a fifth of the machine"
+        ),
+        pytest.param(
+            [(9.9, 0.001, False, 0.2)], 0.04, 0.0, 9.94, id="and half of it against a claim"
+        ),
+        pytest.param(
+            [(9.9, 0.001, False, 0.05)], 0.04, 0.0, 9.91, id="what the server promises is no claim"
+        ),
         pytest.param([(9.0, 0.1)], 0.04, 0.0, 9.91, id="however late the step is"),
     ],
 )
@@ -58,9 +66,11 @@ def test_a_step_may_wait_up_to_a_multiple_of_its_objective_unless_its_class_goes
 
 def test_objectives_come_from_the_request_or_the_server():
     """A class without a TPOT objective has the default one."""
-    assert RunningRequest.of(Slo(1.0), 5.0, 0.2) == RunningRequest(5.0, 0.2)
+    assert RunningRequest.of(Slo(1.0), 5.0, 0.2) == RunningRequest(5.0, 0.2, default_tpot_s=0.2)
     own = Slo(1.0, tpot_s=0.05, decode_first=True)
-    assert RunningRequest.of(own, 5.0, 0.2) == RunningRequest(5.0, 0.05, decode_first=True)
+    assert RunningRequest.of(own, 5.0, 0.2) == RunningRequest(
+        5.0, 0.05, decode_first=True, default_tpot_s=0.2
+    )
 
 
 # ---- first tokens before decode steps ----

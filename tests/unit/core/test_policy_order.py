@@ -95,13 +95,25 @@ def test_s_edf_order(candidates, expected):
 
 def test_starvation_bound_is_in_multiples_of_the_own_slo():
     """A tight SLO starves sooner than a loose one at the same age."""
-    tight, loose = Candidate(NOW_S - 5, 1.0, 9.0), Candidate(NOW_S - 5, 4.0, 0.1)
+    tight, loose = Candidate(NOW_S - 5, 1.0, 0.9), Candidate(NOW_S - 5, 4.0, 0.1)
     feasible = due_in(3)
     assert order(SEdf(4.0), tight=tight, loose=loose, feasible=feasible) == [
         "tight",
         "feasible",
         "loose",
     ]
+
+
+def test_a_claim_that_nobody_could_meet_does_not_starve_sooner():
+    """Ten seconds of work that claim a millisecond wait as if they had claimed ten seconds."""
+    greedy, honest = Candidate(NOW_S - 35, 0.001, 10.0), due_in(0.5)
+    assert order(SEdf(4.0), greedy=greedy, honest=honest) == ["honest", "greedy"]
+    half_done = Candidate(NOW_S - 35, 0.001, 5.0, own_s=10.0)
+    assert order(SEdf(4.0), greedy=half_done, honest=honest) == ["honest", "greedy"]
+    starving = Candidate(NOW_S - 41, 0.001, 5.0, own_s=10.0)
+    assert order(SEdf(4.0), greedy=starving, honest=honest) == ["greedy", "honest"]
+    tiny = Candidate(NOW_S - 0.3, 0.001, 0.01)
+    assert order(SEdf(4.0), tiny=tiny, honest=honest) == ["honest", "tiny"]
 
 
 def test_without_starvation_bound_the_doomed_stay_last():
