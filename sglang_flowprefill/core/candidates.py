@@ -14,10 +14,10 @@ class CandidateMemo:
     keeps alive, so that no other object can have that identity meanwhile.
 
     Args:
-        make: Makes a candidate; deterministic.
+        make: Makes the candidates of requests, in their order; deterministic.
     """
 
-    def __init__(self, make: Callable[[PrefillRequest], Candidate]) -> None:
+    def __init__(self, make: Callable[[Sequence[PrefillRequest]], list[Candidate]]) -> None:
         self._make = make
         self._candidates: dict[int, Candidate] = {}
         self._requests: list[PrefillRequest] = []  # kept alive, in no order
@@ -32,15 +32,15 @@ class CandidateMemo:
             return self._with_new(requests)
 
     def _with_new(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
-        """Make what is missing. One loop without calls of our own: a burst may be thousands."""
-        make, candidates, found = self._make, self._candidates, []
-        for request in requests:
-            candidate = candidates.get(id(request))
-            if candidate is None:
-                candidate = candidates[id(request)] = make(request)
-                self._requests.append(request)
-            found.append(candidate)
-        return found
+        """Make what is missing, all at once: a burst may be thousands."""
+        candidates = self._candidates
+        new = [r for r in requests if id(r) not in candidates] if candidates else requests
+        made = self._make(new)
+        candidates.update(zip(map(id, new), made, strict=True))
+        self._requests += new
+        if len(new) == len(requests):
+            return made
+        return list(map(candidates.__getitem__, map(id, requests)))
 
     def _forget_all_but(self, requests: Sequence[PrefillRequest]) -> None:
         known = self._candidates

@@ -132,7 +132,7 @@ class PrefillDecider:
     _memo: CandidateMemo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_memo", CandidateMemo(self._candidate))
+        object.__setattr__(self, "_memo", CandidateMemo(self._candidates))
 
     def decide(self, view: RoundView, now_s: float) -> Decision:
         """Decide what runs next. Pure: equal arguments give equal decisions."""
@@ -444,9 +444,13 @@ class PrefillDecider:
         return min(members, key=lambda member: self.policy.key(member, now_s))
 
     def _candidate(self, request: PrefillRequest) -> Candidate:
-        cost = self.cost
-        alone_s = cost.total_s(cost.work_s(request))
-        return Candidate(request.arrival_s, request.slo.ttft_s, alone_s, request.is_degraded)
+        return self._candidates((request,))[0]
+
+    def _candidates(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
+        return [
+            Candidate(request.arrival_s, request.slo.ttft_s, alone_s, request.is_degraded)
+            for request, alone_s in zip(requests, self.cost.predict_each_s(requests), strict=True)
+        ]
 
 
 def _runnable_current(view: RoundView) -> PrefillBatch | None:

@@ -6,6 +6,7 @@ Debugging and tests only; with the defaults nothing changes.
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sglang_flowprefill.core.predictor import PrefillCost
@@ -43,7 +44,12 @@ class Distortion:
 class _DistortedCost(PrefillCost):
     noise: float = 0.0
 
-    def work_s(self, request: PrefillRequest) -> float:
-        """Add an error that a request keeps for life."""
+    def works_s(self, requests: Iterable[PrefillRequest]) -> list[float]:
+        """Add an error that each request keeps for life."""
+        requests = tuple(requests)
+        works_s = PrefillCost.works_s(self, requests)
+        return [work_s * self._error_of(r) for r, work_s in zip(requests, works_s, strict=True)]
+
+    def _error_of(self, request: PrefillRequest) -> float:
         draw = random.Random(request.request_id).gauss(0.0, self.noise)  # noqa: S311 (no secret)
-        return PrefillCost.work_s(self, request) * math.exp(draw)
+        return math.exp(draw)

@@ -46,15 +46,33 @@ class PrefillCost:
 
     def predict_s(self, requests: Iterable[PrefillRequest]) -> float:
         """Predict the seconds of one forward pass over these requests."""
-        return self.total_s(sum(map(self.work_s, requests)))
+        return self.total_s(sum(self.works_s(requests)))
+
+    def predict_each_s(self, requests: Iterable[PrefillRequest]) -> list[float]:
+        """Predict the seconds of each of these requests in a forward pass of its own."""
+        base_s, floor_s = self.base_s, self.floor_s  # total_s() would cost a call each
+        return [
+            total_s if (total_s := base_s + work_s) > floor_s else floor_s
+            for work_s in self.works_s(requests)
+        ]
 
     def work_s(self, request: PrefillRequest) -> float:
         """Return what one request adds to a forward pass."""
-        num_tokens = request.num_uncached_tokens
-        mean_keys = request.num_cached_tokens + (num_tokens + 1) / 2
-        return self.per_request_s + num_tokens * (
-            self.per_token_s + self.per_attention_pair_s * mean_keys
-        )
+        return self.works_s((request,))[0]
+
+    def works_s(self, requests: Iterable[PrefillRequest]) -> list[float]:
+        """Return what each of these requests adds to a forward pass.
+
+        A round after a burst asks for thousands, so this is one loop without calls.
+        """
+        per_request_s, per_token_s = self.per_request_s, self.per_token_s
+        per_pair_s = self.per_attention_pair_s
+        works_s = []
+        for request in requests:
+            num_tokens = request.num_uncached_tokens
+            mean_keys = request.num_cached_tokens + (num_tokens + 1) / 2
+            works_s.append(per_request_s + num_tokens * (per_token_s + per_pair_s * mean_keys))
+        return works_s
 
     def total_s(self, work_s: float) -> float:
         """Return the seconds of a forward pass whose requests add so much in all."""

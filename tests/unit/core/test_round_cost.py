@@ -34,10 +34,11 @@ class CountingCost(PrefillCost):
 
     calls: list = field(default_factory=list)
 
-    def work_s(self, request):
+    def works_s(self, requests):
         """Predict as ever."""
-        self.calls.append(request.request_id)
-        return super().work_s(request)
+        requests = tuple(requests)
+        self.calls.extend(request.request_id for request in requests)
+        return super().works_s(requests)
 
 
 def queue(num_requests, num_tokens=lambda index: 1 + index * 7919 % 3000):
