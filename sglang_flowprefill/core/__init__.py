@@ -15,6 +15,7 @@ from sglang_flowprefill.core.admission import (
     Degrade,
     Reject,
 )
+from sglang_flowprefill.core.backlog import Backlog
 from sglang_flowprefill.core.batch import BatchState, PrefillBatch
 from sglang_flowprefill.core.calibrated_decider import CalibratedDecider
 from sglang_flowprefill.core.calibration import (
@@ -59,6 +60,7 @@ __all__ = [
     "AdmissionControl",
     "AdmissionDecision",
     "Admit",
+    "Backlog",
     "BatchState",
     "BlockedRequest",
     "CalibratedDecider",

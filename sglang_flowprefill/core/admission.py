@@ -17,9 +17,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sglang_flowprefill.core.decider import PrefillDecider
+from sglang_flowprefill.core.backlog import Backlog
 from sglang_flowprefill.core.request import PrefillRequest
-from sglang_flowprefill.core.view import RoundView
 
 AdmissionMode = Literal["off", "reject", "degrade"]
 
@@ -82,20 +81,19 @@ class AdmissionControl:
     def decide(
         self,
         request: PrefillRequest,
-        scheduler: PrefillDecider,
-        view: RoundView,
+        backlog: Backlog,
         now_s: float,
     ) -> AdmissionDecision:
-        """Decide on a request that has just arrived and is not in the view yet. Pure.
+        """Decide on a newcomer of a backlog that has not been added to it. Changes nothing.
 
         A request that starts over was admitted before; do not ask again.
         """
-        if self.max_waiting is not None and len(view.waiting) >= self.max_waiting:
-            return Reject(_QUEUE_FULL, scheduler.predicted_turnover_s(view))
+        if self.max_waiting is not None and backlog.num_waiting >= self.max_waiting:
+            return Reject(_QUEUE_FULL, backlog.turnover_s())
         if self.mode == "off":
             return Admit("admission control is off")
-        own_s = scheduler.predict_s((request,))
-        end_s = now_s + scheduler.predicted_wait_s(request, view, now_s) + own_s
+        own_s = backlog.own_s(request)
+        end_s = now_s + backlog.wait_s(request) + own_s
         allowed_s = self.tolerance * request.slo.ttft_s
         late_s = end_s - request.arrival_s - allowed_s
         if late_s <= 0.0:

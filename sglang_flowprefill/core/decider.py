@@ -132,7 +132,7 @@ class PrefillDecider:
     _memo: CandidateMemo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_memo", CandidateMemo(self._candidates))
+        object.__setattr__(self, "_memo", CandidateMemo(self.candidates))
 
     def decide(self, view: RoundView, now_s: float) -> Decision:
         """Decide what runs next. Pure: equal arguments give equal decisions."""
@@ -152,30 +152,24 @@ class PrefillDecider:
         """Predict the seconds of one forward pass over these requests."""
         return self.cost.predict_s(requests)
 
-    def predicted_wait_s(self, request: PrefillRequest, view: RoundView, now_s: float) -> float:
-        """Predict how long everything takes that goes before a request, if nobody else comes.
-
-        Waiting requests are counted as if every batch were full: the launch overhead is shared
-        by as many tokens as a batch may have. The other way round nobody would be admitted.
-        """
-        own_key = self.policy.key(self._candidate(request), now_s)
-        started_s = sum(r.batch.remaining_s for r in self._ranked(view, now_s) if r.key <= own_key)
-        key, candidates = self.policy.key, self._memo.of(view.waiting)
-        ahead = [
-            (other, candidate.remaining_s)
-            for other, candidate in zip(view.waiting, candidates, strict=True)
-            if key(candidate, now_s) <= own_key
+    def candidates(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
+        """Return what the policy sees of requests that wait for their prefill."""
+        return [
+            Candidate(request.arrival_s, request.slo.ttft_s, alone_s, request.is_degraded)
+            for request, alone_s in zip(requests, self.cost.predict_each_s(requests), strict=True)
         ]
-        return started_s + self._batched_s(ahead)
 
-    def predicted_turnover_s(self, view: RoundView) -> float:
-        """Predict how long it takes on average until one more request has been prefilled."""
-        candidates = self._memo.of(view.waiting)
-        seconds = [candidate.remaining_s for candidate in candidates]
-        work_s = self._batched_s(list(zip(view.waiting, seconds, strict=True)))
-        work_s += sum(batch.remaining_s for batch in view.batches)
-        num_requests = len(view.waiting) + sum(len(batch.requests) for batch in view.batches)
-        return work_s / max(num_requests, 1)
+    def remembered(self, waiting: Sequence[PrefillRequest]) -> list[Candidate]:
+        """Return the candidates of the whole queue; those that were seen before are not made."""
+        return self._memo.of(waiting)
+
+    def ranked(self, view: RoundView, now_s: float) -> list[RankedBatch]:
+        """Return the started batches with their places in the policy's order."""
+        ranked = []
+        for batch in view.batches:
+            candidate = self._batch_candidate(batch, now_s)
+            ranked.append(RankedBatch(self.policy.key(candidate, now_s), candidate, batch))
+        return ranked
 
     def must_reserve_all(self, request: PrefillRequest) -> bool:
         """Tell whether a request may start only once its whole need of memory is free.
@@ -190,7 +184,7 @@ class PrefillDecider:
         Returns:
             Its id, or None if all are immune; then the engine has to retract running requests.
         """
-        droppable = [r for r in self._ranked(view, now_s) if not self._is_immune(r.batch)]
+        droppable = [r for r in self.ranked(view, now_s) if not self._is_immune(r.batch)]
         last = max(droppable, key=lambda r: (r.key, -r.batch.run_s), default=None)
         return None if last is None else last.batch.batch_id
 
@@ -233,19 +227,10 @@ class PrefillDecider:
             return ResumeBatch(first.batch.batch_id, "first in policy order")
         return self._start(first, found, view, now_s)
 
-    def _batched_s(self, ahead: Sequence[tuple[PrefillRequest, float]]) -> float:
-        """Return the time of requests, given with that of each alone, in full batches."""
-        if not ahead:
-            return 0.0
-        base_s = self.cost.base_s
-        work_s = sum(max(alone_s - base_s, 0.0) for _, alone_s in ahead)
-        num_tokens = sum(request.num_uncached_tokens for request, _ in ahead)
-        return work_s + base_s * math.ceil(num_tokens / self.limits.max_tokens)
-
     # ---- who is first ----
 
     def _look(self, view: RoundView, now_s: float) -> _Round:
-        ranked = self._ranked(view, now_s)
+        ranked = self.ranked(view, now_s)
         runnable = self._runnable(ranked, view)
         best = min(runnable, key=lambda r: r.key, default=None)
         blocked = self._first_blocked(view, ranked, now_s)
@@ -280,11 +265,17 @@ class PrefillDecider:
             return None
         key = (first.key[0], -math.inf)
         shortest: _Contender | None = None
-        for index, candidate in enumerate(self._memo.of(view.waiting)):
-            is_late = candidate.latest_start_s <= now_s and not candidate.is_degraded
-            if is_late and candidate.remaining_s < least_s:
-                least_s = candidate.remaining_s
-                shortest = _Contender(key, candidate, index=index)
+        waiting = self._memo.of(view.waiting)
+        late = [
+            (candidate.remaining_s, index)
+            for index, candidate in enumerate(waiting)
+            if candidate.latest_start_s <= now_s
+            and candidate.remaining_s < least_s
+            and not candidate.is_degraded
+        ]
+        if late:
+            least_s, index = min(late)
+            shortest = _Contender(key, waiting[index], index=index)
         for ranked in found.runnable:
             candidate, batch = ranked.candidate, ranked.batch
             is_late = candidate.latest_start_s <= now_s and not candidate.is_degraded
@@ -312,7 +303,7 @@ class PrefillDecider:
             if r.batch.num_missing_tokens > 0
         ]
         if view.blocked is not None:
-            candidate = self._candidate(view.blocked.request)
+            (candidate,) = self.candidates((view.blocked.request,))
             # Turned away for want of something else (a request row): dropping one may help.
             shortage = Shortage(num_kv_tokens=max(view.blocked.num_missing_tokens, 1))
             key = self.policy.key(candidate, now_s)
@@ -427,13 +418,6 @@ class PrefillDecider:
 
     # ---- the policy's view ----
 
-    def _ranked(self, view: RoundView, now_s: float) -> list[RankedBatch]:
-        ranked = []
-        for batch in view.batches:
-            candidate = self._batch_candidate(batch, now_s)
-            ranked.append(RankedBatch(self.policy.key(candidate, now_s), candidate, batch))
-        return ranked
-
     def _batch_candidate(self, batch: PrefillBatch, now_s: float) -> Candidate:
         """Return the member that is first in order: the batch is as urgent as that one."""
         remaining_s = batch.remaining_s
@@ -442,15 +426,6 @@ class PrefillDecider:
             for r in batch.requests
         ]
         return min(members, key=lambda member: self.policy.key(member, now_s))
-
-    def _candidate(self, request: PrefillRequest) -> Candidate:
-        return self._candidates((request,))[0]
-
-    def _candidates(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
-        return [
-            Candidate(request.arrival_s, request.slo.ttft_s, alone_s, request.is_degraded)
-            for request, alone_s in zip(requests, self.cost.predict_each_s(requests), strict=True)
-        ]
 
 
 def _runnable_current(view: RoundView) -> PrefillBatch | None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 from sglang_flowprefill.core import (
     AdmissionControl,
-    AdmissionDecision,
     Admit,
+    Backlog,
     Degrade,
     PrefillDecider,
     PrefillRequest,
@@ -44,23 +44,17 @@ class Admission:
             now_s: Current time in seconds.
         """
         new = {request.request_id for request in arrivals}
-        waiting = [request for request in view.waiting if request.request_id not in new]
+        before = [request for request in view.waiting if request.request_id not in new]
         still_new = new.intersection(request.request_id for request in view.waiting)
+        newcomers = [request for request in arrivals if request.request_id in still_new]
+        backlog = Backlog(decider, replace(view, waiting=before), newcomers, now_s)
         verdicts: list[tuple[PrefillRequest, Degrade | Reject]] = []
-        for request in arrivals:
-            if request.request_id not in still_new:
-                continue
-            verdict = self._decide(request, replace(view, waiting=waiting), decider, now_s)
-            if isinstance(verdict, Admit):
-                waiting.append(request)
-                continue
-            verdicts.append((request, verdict))
-            if isinstance(verdict, Degrade):
-                waiting.append(replace(request, is_degraded=True))
+        for request in newcomers:
+            mode = self.mode_of(request.slo.class_name, self.control.mode)
+            verdict = replace(self.control, mode=mode).decide(request, backlog, now_s)
+            if not isinstance(verdict, Admit):
+                verdicts.append((request, verdict))
+            if not isinstance(verdict, Reject):
+                is_degraded = isinstance(verdict, Degrade)
+                backlog.add(replace(request, is_degraded=True) if is_degraded else request)
         return verdicts
-
-    def _decide(
-        self, request: PrefillRequest, view: RoundView, decider: PrefillDecider, now_s: float
-    ) -> AdmissionDecision:
-        mode = self.mode_of(request.slo.class_name, self.control.mode)
-        return replace(self.control, mode=mode).decide(request, decider, view, now_s)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
-from sglang_flowprefill.core import PrefillBatch, PrefillRequest, Slo
+from sglang_flowprefill.core import PrefillBatch, PrefillRequest, Reject, Slo
 
 Value = TypeVar("Value")
 
@@ -166,12 +166,12 @@ class Engine(Protocol[Started]):
         """Act on the messages that were held back. No prefill is in flight."""
         ...
 
-    def degrade(self, request: PrefillRequest) -> PrefillRequest:
-        """Have a waiting request served after all others; return it as it waits now."""
+    def degrade(self, requests: Sequence[PrefillRequest]) -> None:
+        """Have waiting requests served after all others."""
         ...
 
-    def refuse(self, request: PrefillRequest, reason: str, retry_after_s: float) -> None:
-        """Take a waiting request out of the queue and answer it."""
+    def refuse(self, refused: Sequence[tuple[PrefillRequest, Reject]]) -> None:
+        """Take waiting requests out of the queue and answer each with its verdict."""
         ...
 
     def start(self, requests: Sequence[PrefillRequest]) -> Started | Shortfall:

@@ -192,11 +192,13 @@ class EventLoop(Generic[Started]):
         verdicts = self._agreement.agree(
             lambda: admission.judge(arrivals, self._view(), decider, self._clock())
         )
+        refused = [(request, v) for request, v in verdicts if isinstance(v, Reject)]
+        degraded = [request for request, v in verdicts if not isinstance(v, Reject)]
+        if refused:
+            self._engine.refuse(refused)
+        if degraded:
+            self._engine.degrade(degraded)
         for request, verdict in verdicts:
-            if isinstance(verdict, Reject):
-                self._engine.refuse(request, verdict.reason, verdict.retry_after_s)
-            else:
-                self._engine.degrade(request)
             self._observers.tell(Observer.on_not_admitted, request, verdict)
 
     def _decide(self) -> Decision | None:

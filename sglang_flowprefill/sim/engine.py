@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from sglang_flowprefill.core import EventKind, PrefillBatch, PrefillRequest
+from sglang_flowprefill.core import EventKind, PrefillBatch, PrefillRequest, Reject
 from sglang_flowprefill.loop.engine import (
     Completion,
     DecodeStep,
@@ -304,18 +304,18 @@ class SimulatedEngine:
                 happened.append(EventKind.ABORT)
         return happened
 
-    def degrade(self, request: PrefillRequest) -> PrefillRequest:
-        """Have a waiting request served after all others."""
-        degraded = replace(request, is_degraded=True)
-        self._waiting[request.request_id] = degraded
-        return degraded
+    def degrade(self, requests: Sequence[PrefillRequest]) -> None:
+        """Have waiting requests served after all others."""
+        for request in requests:
+            self._waiting[request.request_id] = replace(request, is_degraded=True)
 
-    def refuse(self, request: PrefillRequest, reason: str, retry_after_s: float) -> None:  # noqa: ARG002
-        """End a request at its arrival."""
-        del self._waiting[request.request_id]
-        self.outcomes[request.request_id] = Outcome(
-            request, math.inf, math.inf, num_preemptions=0, is_rejected=True
-        )
+    def refuse(self, refused: Sequence[tuple[PrefillRequest, Reject]]) -> None:
+        """End requests at their arrival."""
+        for request, _ in refused:
+            del self._waiting[request.request_id]
+            self.outcomes[request.request_id] = Outcome(
+                request, math.inf, math.inf, num_preemptions=0, is_rejected=True
+            )
 
     def dispatch_held(self) -> None:
         """Nothing is ever held back here."""

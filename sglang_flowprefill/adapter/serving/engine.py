@@ -26,8 +26,8 @@ from sglang_flowprefill.adapter.serving.requests import (
     update_cached_tokens,
 )
 from sglang_flowprefill.adapter.serving.started import SGLangPrefill
-from sglang_flowprefill.api.overload import reject
-from sglang_flowprefill.core import PrefillBatch, PrefillRequest
+from sglang_flowprefill.api.overload import Rejection, reject
+from sglang_flowprefill.core import PrefillBatch, PrefillRequest, Reject
 from sglang_flowprefill.errors import FlowPrefillError, ForwardError
 from sglang_flowprefill.loop.engine import (
     Completion,
@@ -137,18 +137,22 @@ class SGLangEngine:
         """Act on the messages that were held back."""
         self._scheduler.process_input_requests(self._intake.take_held())
 
-    def degrade(self, request: PrefillRequest) -> PrefillRequest:
-        """Have a waiting request served after all others."""
-        (req,) = self._waiting_reqs([request])
-        degrade_prefill_request(req)
-        return prefill_request(req)
+    def degrade(self, requests: Sequence[PrefillRequest]) -> None:
+        """Have waiting requests served after all others."""
+        for req in self._waiting_reqs(requests):
+            degrade_prefill_request(req)
 
-    def refuse(self, request: PrefillRequest, reason: str, retry_after_s: float) -> None:
-        """Take a waiting request out of the queue and answer it."""
-        (req,) = self._waiting_reqs([request])
+    def refuse(self, refused: Sequence[tuple[PrefillRequest, Reject]]) -> None:
+        """Take waiting requests out of the queue and answer each with its verdict."""
+        reqs = self._waiting_reqs([request for request, _ in refused])
+        gone = {id(req) for req in reqs}
         scheduler = self._scheduler
-        scheduler.waiting_queue = [other for other in scheduler.waiting_queue if other is not req]
-        rejection = reject(reason, request.slo, retry_after_s)
+        scheduler.waiting_queue = [req for req in scheduler.waiting_queue if id(req) not in gone]
+        for req, (request, verdict) in zip(reqs, refused, strict=True):
+            self._answer_refused(req, reject(verdict.reason, request.slo, verdict.retry_after_s))
+
+    def _answer_refused(self, req: Any, rejection: Rejection) -> None:
+        scheduler = self._scheduler
         abort = _sglang.make_abort_req(req, finished_reason=rejection.finish_reason)
         req.time_stats.trace_ctx.abort(abort_info={"reason": rejection.message})
         scheduler.send_abort_output(abort, req)

@@ -9,6 +9,7 @@ import pytest
 from sglang_flowprefill.core import (
     AdmissionControl,
     Admit,
+    Backlog,
     Degrade,
     DegradedLast,
     Fcfs,
@@ -33,7 +34,8 @@ EARLIER = [make_request(str(i), ttft_slo_s=2.0, num_uncached_tokens=300) for i i
 def decide(control, request, *, scheduler=S_EDF, now_s=0.0, **view):
     """Decide on one arrival."""
     view.setdefault("waiting", EARLIER)
-    return control.decide(request, scheduler, RoundView(**view), now_s)
+    backlog = Backlog(scheduler, RoundView(**view), [request], now_s)
+    return control.decide(request, backlog, now_s)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_waiting_requests_share_launch_overhead():
     waiting = [make_request(str(i), ttft_slo_s=1.5, num_uncached_tokens=50) for i in range(10)]
     view = RoundView(waiting=waiting)
     last = make_request("new", ttft_slo_s=9.0)
-    assert scheduler.predicted_wait_s(last, view, 0.0) == pytest.approx(0.1 + 0.5)
+    assert Backlog(scheduler, view, [last], 0.0).wait_s(last) == pytest.approx(0.1 + 0.5)
 
 
 def test_tolerance_is_a_multiple_of_the_objective():
