@@ -29,6 +29,7 @@ class PriorityByClass:
     """The tightest objective first, then arrival: priorities that somebody derived from classes."""
 
     may_preempt: bool = False
+    lent_share: float = 0.0
 
     def key(self, candidate: Candidate, now_s: float) -> tuple[float, ...]:  # noqa: ARG002
         """Order by objective, then arrival."""
