@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 from sglang_flowprefill.commands import simulate_report as report
@@ -135,6 +136,7 @@ def _add_questions(parser: Any) -> None:
     add("--fail-instances", type=_positive_int, metavar="K", help="so many end halfway, at --rate")
     add("--calibrate", type=Path, metavar="ROWS", help="fit costs to a result.json of the bench")
     add("--calibrate-system", metavar="NAME", help="whose rows of it (the first)")
+    add("--speed", action="store_true", help="time the simulator itself at --rate, nothing else")
     add("--out", type=Path, metavar="DIR", help="write JSON, rows, a timeline and pictures")
 
 
@@ -149,6 +151,8 @@ def run(args: argparse.Namespace, _rest: Sequence[str]) -> int:
         found = calibrate(plan.deployment, read_rows(args.calibrate, args.calibrate_system))
         print(report.calibration_text(found))
         plan = replace(plan, deployment=corrected(plan.deployment, found.factor, found.offset_s))
+    if args.speed:
+        return _time_itself(args, plan)
     if args.compare is not None:
         return _compare(args, plan)
     return _answer(args, plan)
@@ -254,6 +258,26 @@ def _compare(args: argparse.Namespace, plan: _Plan) -> int:
     if args.out is not None:
         report.write_comparison(args.out, names, runs, paired)
     return 0 if args.rate is None or runs[1].attained >= plan.goal else 1
+
+
+def _time_itself(args: argparse.Namespace, plan: _Plan) -> int:
+    """Say how many requests a second are simulated: this process's own time, not simulated."""
+    rate_per_s = args.rate or plan.workload.rate_per_s
+    split = replace(plan.deployment, num_decode_instances=args.decode_instances)
+    together = replace(plan.deployment, num_decode_instances=None)
+    with_decode = replace(plan.workload, first_tokens_only=False)
+    for what, deployment, workload in (
+        ("first tokens only", together, replace(plan.workload, first_tokens_only=True)),
+        ("decode on servers of their own", split, with_decode),
+        ("decode in the same servers", together, with_decode),
+    ):
+        num_requests = plan.num_requests(rate_per_s)
+        start_s = process_time()
+        run = attempt(deployment, workload, rate_per_s, num_requests)
+        assert run is not None, "nobody asked to give up"
+        per_s = num_requests / (process_time() - start_s)
+        print(f"{what}: {per_s:.0f} requests simulated per second, {run.busy_share:.0%} busy")
+    return 0
 
 
 def _positive(text: str) -> float:

@@ -13,8 +13,8 @@ from heapq import heappop, heappush
 
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.core.stats import is_attained
-from sglang_flowprefill.sim.instances.instance import FirstToken, Instance
-from sglang_flowprefill.sim.records import Arrival, Outcome
+from sglang_flowprefill.sim.instances.instance import Instance
+from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome
 from sglang_flowprefill.sim.routers import Router, Sent
 
 _ARRIVALS_PER_LOOK = 32

@@ -23,7 +23,7 @@ from sglang_flowprefill.loop.event_sources import EventSources, MemorySource
 from sglang_flowprefill.sim.forward_times import ForwardTimes
 from sglang_flowprefill.sim.kv_pool import KvPool
 from sglang_flowprefill.sim.machine import Machine, chunks_of
-from sglang_flowprefill.sim.records import Arrival, Outcome
+from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome
 
 UNTIL = "until"
 """Cause of a yield that no event asked for: the simulation was to run until then."""
@@ -171,6 +171,7 @@ class SimulatedEngine:
         outcomes: Outcomes of the requests that have ended, by id.
         kv: The KV slots.
         decode_ends_s: End of each decode step that was not leapt over, in seconds.
+        first_tokens: All first tokens that nobody has taken away.
         num_decode_steps: All of them.
         busy_s: Seconds in which the device ran something.
         events: What the loop listens to.
@@ -201,6 +202,7 @@ class SimulatedEngine:
         self.kv = KvPool(machine.num_kv_tokens, machine.page_tokens)
         self.outcomes: dict[str, Outcome] = {}
         self.decode_ends_s: list[float] = []
+        self.first_tokens: list[FirstToken] = []
         self.num_decode_steps = 0
         self.busy_s = 0.0
         self._leaps = leaps
@@ -407,6 +409,7 @@ class SimulatedEngine:
                 continue
             self.kv.keep(request.request_id, self._by_id[request.request_id].prefix)
             first_tokens.append(request)
+            self.first_tokens.append(FirstToken(self.now_s, request.request_id))
             if self._is_through(request, batch):
                 completions.append(Completion(request, "length"))
         return ForwardEnd(first_tokens, completions)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sglang_flowprefill.core import LoopStatistics, PrefillRequest
 from sglang_flowprefill.sim.kv_pool import Blocks
@@ -124,3 +125,15 @@ class Decoded:
     work: DecodeWork
     joined_s: float
     last_token_s: float
+
+
+class FirstToken(NamedTuple):
+    """A first token.
+
+    Attributes:
+        time_s: When it comes.
+        request_id: Whose it is.
+    """
+
+    time_s: float
+    request_id: str

@@ -27,7 +27,7 @@ from sglang_flowprefill.loop.statistics import StatisticsObserver
 from sglang_flowprefill.sim.engine import UNTIL, SimulatedEngine, SimulatedPrefill
 from sglang_flowprefill.sim.kv_pool import KvPool
 from sglang_flowprefill.sim.machine import Machine
-from sglang_flowprefill.sim.records import Arrival, Outcome, SimulationResult
+from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome, SimulationResult
 
 _AT_ONCE = DecodePacing()
 _EVERYBODY = AdmissionControl()
@@ -85,6 +85,7 @@ class Simulation:
         observers: Who is told what happens, beside the statistics.
         settings: Parameters of the loop.
         leaps: Run many decode steps at once where nothing else could happen.
+        counts: Keep statistics.
 
     Attributes:
         statistics: What happened so far.
@@ -102,10 +103,12 @@ class Simulation:
         observers: Sequence[Observer] = (),
         settings: LoopSettings = _DEFAULTS,
         leaps: bool = False,
+        counts: bool = True,
     ) -> None:
         blocking = _BlockingTimes()
         self.statistics = StatisticsObserver()
         self.blocking_s = blocking.seconds
+        counting = (self.statistics,) if counts else ()
         self._engine = SimulatedEngine(machine, decider.must_reserve_all, leaps=leaps)
         self._loop: EventLoop[SimulatedPrefill] = EventLoop(
             self._engine,
@@ -114,7 +117,7 @@ class Simulation:
             DecodeClock(pacing, tpot_slo_s, machine.step_s(1, 0)),
             self._engine.clock,
             admission=_admission(admission),
-            observers=(self.statistics, blocking, *observers),
+            observers=(*counting, blocking, *observers),
             settings=settings,
         )
 
@@ -137,6 +140,11 @@ class Simulation:
     def busy_s(self) -> float:
         """Seconds in which the device ran something."""
         return self._engine.busy_s
+
+    def take_first_tokens(self) -> Sequence[FirstToken]:
+        """Return the first tokens since the last call."""
+        taken, self._engine.first_tokens = self._engine.first_tokens, []
+        return taken
 
     @property
     def next_end_s(self) -> float:

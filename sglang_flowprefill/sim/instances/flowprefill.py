@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from sglang_flowprefill.core import DecodePacing, PrefillDecider, PrefillRequest
+from sglang_flowprefill.core import DecodePacing, PrefillDecider
 from sglang_flowprefill.loop.event_loop import LoopSettings
-from sglang_flowprefill.loop.observer import Observer
-from sglang_flowprefill.sim.instances.instance import FirstToken
 from sglang_flowprefill.sim.machine import Machine
-from sglang_flowprefill.sim.records import Arrival, Outcome
+from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome
 from sglang_flowprefill.sim.simulator import Simulation
 
 
@@ -31,15 +29,14 @@ class FlowPrefillInstance:
         pacing: DecodePacing,
         settings: LoopSettings,
     ) -> None:
-        self._first_tokens = _FirstTokens()
         self._simulation = Simulation(
             decider,
             machine,
             tpot_slo_s=tpot_slo_s,
             pacing=pacing,
-            observers=(self._first_tokens,),
             settings=settings,
             leaps=True,
+            counts=False,
         )
 
     @property
@@ -62,11 +59,6 @@ class FlowPrefillInstance:
         """Blocking time of every yield to an event."""
         return self._simulation.blocking_s
 
-    @property
-    def num_preemptions(self) -> int:
-        """How often other work was put in front of an unfinished prefill."""
-        return self._simulation.statistics.statistics().num_preemptions
-
     def add(self, arrival: Arrival, come_s: float) -> None:
         """Let a request come.
 
@@ -85,25 +77,10 @@ class FlowPrefillInstance:
 
     def take_first_tokens(self) -> Sequence[FirstToken]:
         """Return who got a first token."""
-        return self._first_tokens.take()
+        return self._simulation.take_first_tokens()
 
     def take_outcomes(self) -> Sequence[Outcome]:
         """Return who ended."""
         ended = list(self._simulation.outcomes.values())
         self._simulation.outcomes.clear()
         return ended
-
-
-class _FirstTokens(Observer):
-    """Notes who got a first token."""
-
-    def __init__(self) -> None:
-        self._tokens: list[FirstToken] = []
-
-    def take(self) -> Sequence[FirstToken]:
-        taken, self._tokens = self._tokens, []
-        return taken
-
-    def on_first_token(self, request: PrefillRequest, now_s: float) -> None:
-        """Note one."""
-        self._tokens.append(FirstToken(now_s, request.request_id))

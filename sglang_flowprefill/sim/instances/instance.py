@@ -1,21 +1,9 @@
 """What a cluster asks of an instance, whatever its rules."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from sglang_flowprefill.sim.records import Arrival, Outcome
-
-
-class FirstToken(NamedTuple):
-    """A first token.
-
-    Attributes:
-        time_s: When it comes.
-        request_id: Whose it is.
-    """
-
-    time_s: float
-    request_id: str
+from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome
 
 
 class Instance(Protocol):

@@ -20,8 +20,7 @@ from heapq import heapify, heappop, heappush
 from sglang_flowprefill.core import Candidate, Policy, PrefillCost
 from sglang_flowprefill.core.predictor import num_attention_pairs
 from sglang_flowprefill.sim.device import Device
-from sglang_flowprefill.sim.instances.instance import FirstToken
-from sglang_flowprefill.sim.records import Arrival, Outcome
+from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """One run of a deployment, and what it says: attainment by class, what binds, where time went."""
 
+import gc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sglang_flowprefill.core import PrefillCost
@@ -245,7 +247,8 @@ def serve(
         deployment.failure,
     )
     default_tpot_s = deployment.settings.tpot_slo_s
-    result = cluster.run(sent, allowed_misses)
+    with _without_collector():
+        result = cluster.run(sent, allowed_misses)
     if result.was_given_up:
         return None
     ends_s = {request_id: o.last_token_s for request_id, o in result.outcomes.items()}
@@ -279,6 +282,18 @@ def attempt(
     # Rounded first: (1 - 0.9) * 1000 is 99.99999999999997 in binary.
     allowed = math.floor(round((1.0 - goal) * num_requests, 6)) if goal else math.inf
     return serve(deployment, arrivals, rate_per_s, allowed)
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python from looking for cycles meanwhile: a run makes many objects and no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _with_grown_slo(arrival: Arrival, predictor: PrefillCost) -> Arrival:

@@ -10,7 +10,6 @@ import pytest
 
 import sglang_flowprefill
 from sglang_flowprefill.__main__ import main
-from sglang_flowprefill.commands.simulate_report import Answer
 
 ROOT = Path(sglang_flowprefill.__file__).parents[1]
 SLO_CONFIG = "classes:\n  chat: {ttft_slo_ms: 250}\n  document: {ttft_slo_ms: 4000}\n"
@@ -161,6 +160,9 @@ def test_a_class_without_requests_is_named(flags, capsys):
     assert "no request is of class 'batch'" in capsys.readouterr().err
 
 
-def test_an_answer_knows_its_deployment():
-    """The report needs nothing but what was found out."""
-    assert {"deployment", "workload", "band", "versus"} <= set(Answer.__dataclass_fields__)
+def test_its_own_speed_is_printed_for_every_kind_of_decode(flags, capsys):
+    """A figure to read, and no promise."""
+    assert main([*flags, "--speed", "--rate", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all("requests simulated per second" in line for line in lines)
