@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, get_args
 
+from sglang_flowprefill.core import POLICIES
 from sglang_flowprefill.errors import ConfigError
 
-POLICIES = ("s-edf", "s-edf-paper", "edf", "sjf", "hrrn", "fcfs")
 ADMISSION_MODES = ("off", "reject", "degrade")
 GRANULARITIES = ("operator", "half-layer", "layer", "chunk", "off")
 SLO_AUTHORITIES = ("caller", "clamped", "rules")
@@ -39,12 +39,11 @@ class FlowPrefillConfig:
     """
 
     policy: str = _setting(
-        "Order of prefills: s-edf (earliest deadline first among those that can still meet it), "
-        "s-edf-paper (the same with the published formula, which prefers the latest deadline among "
-        "those that cannot), edf (earliest deadline), sjf (least remaining work), hrrn (highest "
-        "response ratio, never preempts) or fcfs (arrival order, never preempts).",
+        "Order of prefills: "
+        + ", ".join(f"{name} ({policy.summary})" for name, policy in POLICIES.items())
+        + ".",
         default="s-edf",
-        choices=POLICIES,
+        choices=tuple(POLICIES),
     )
     default_ttft_slo_ms: float = _setting(
         "TTFT objective in milliseconds of a request that names neither an SLO nor a class, before "

@@ -1,8 +1,16 @@
-"""The policies, by the name that a user writes. A new one is one file here and one row below."""
+"""The policies, by the name that a user writes. A new one is one file in this folder.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+The file defines a frozen dataclass with the attributes and the key of ``Policy``, and a ``name``
+and a ``summary``, which the command line and its help show.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 from sglang_flowprefill.core.policies.degraded_last import DegradedLast
 from sglang_flowprefill.core.policies.edf import Edf
@@ -16,7 +24,7 @@ from sglang_flowprefill.core.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class PolicyOptions:
-    """Parameters of policies; each takes what concerns it.
+    """Parameters of policies; each takes those that it has a field for.
 
     Attributes:
         starvation_factor: See ``SEdf``.
@@ -25,21 +33,37 @@ class PolicyOptions:
     starvation_factor: float = 30.0
 
 
-POLICIES: Mapping[str, Callable[[PolicyOptions], Policy]] = MappingProxyType(
-    {
-        "s-edf": lambda options: SEdf(options.starvation_factor),
-        "s-edf-paper": lambda _: SEdfPaper(),
-        "edf": lambda _: Edf(),
-        "sjf": lambda _: Sjf(),
-        "hrrn": lambda _: Hrrn(),
-        "fcfs": lambda _: Fcfs(),
-    }
-)
-"""The policies that the command line offers today."""
+class NamedPolicy(Policy, Protocol):
+    """A policy that a user may choose.
+
+    Attributes:
+        name: What the user writes.
+        summary: One phrase on its order, for the help of the command line.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+
+def _policies() -> dict[str, type[NamedPolicy]]:
+    """Return every policy that a module of this folder defines, by its name."""
+    found: dict[str, type[NamedPolicy]] = {}
+    for info in iter_modules([str(Path(__file__).parent)]):
+        module = import_module(f".{info.name}", __package__)
+        for value in vars(module).values():
+            if getattr(value, "__module__", None) == module.__name__ and hasattr(value, "summary"):
+                assert value.name not in found, f"two policies are called {value.name!r}"
+                found[value.name] = value
+    return found
+
+
+POLICIES: Mapping[str, type[NamedPolicy]] = MappingProxyType(_policies())
+"""The policies that the command line offers."""
 
 
 def make_policy(name: str, options: PolicyOptions | None = None) -> Policy:
-    """Return the policy of this name.
+    """Return the policy of this name, with the options that it has a field for.
 
     Raises:
         KeyError: There is none.
@@ -47,7 +71,10 @@ def make_policy(name: str, options: PolicyOptions | None = None) -> Policy:
     >>> make_policy("s-edf", PolicyOptions(starvation_factor=4.0))
     SEdf(starvation_factor=4.0, may_preempt=True, lent_share=0.25)
     """
-    return POLICIES[name](options or PolicyOptions())
+    policy = POLICIES[name]
+    its_fields = {spec.name for spec in fields(policy)}
+    given = asdict(options or PolicyOptions())
+    return policy(**{option: value for option, value in given.items() if option in its_fields})
 
 
 __all__ = [

@@ -4,6 +4,7 @@ A doomed request keeps its place in front of those that could still make it, and
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang_flowprefill.core.policy import Candidate, PolicyKey
 
@@ -11,6 +12,9 @@ from sglang_flowprefill.core.policy import Candidate, PolicyKey
 @dataclass(frozen=True, slots=True)
 class Edf:
     """Deadline order, whatever can still be met."""
+
+    name: ClassVar[str] = "edf"
+    summary: ClassVar[str] = "earliest deadline"
 
     may_preempt: bool = True
     lent_share: float = 0.0

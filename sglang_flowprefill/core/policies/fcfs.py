@@ -1,6 +1,7 @@
 """First come, first served: what a plain queue does, and the ablation of everything else."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang_flowprefill.core.policy import Candidate, PolicyKey
 
@@ -8,6 +9,9 @@ from sglang_flowprefill.core.policy import Candidate, PolicyKey
 @dataclass(frozen=True, slots=True)
 class Fcfs:
     """Arrival order, without preemption."""
+
+    name: ClassVar[str] = "fcfs"
+    summary: ClassVar[str] = "arrival order, never preempts"
 
     may_preempt: bool = False
     lent_share: float = 0.0

@@ -5,6 +5,7 @@ name, a job that has begun is not interrupted.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang_flowprefill.core.policy import Candidate, PolicyKey
 
@@ -14,6 +15,9 @@ _LEAST_WORK_S = 1e-6  # a prefill that outran its prediction has no predicted wo
 @dataclass(frozen=True, slots=True)
 class Hrrn:
     """Highest response ratio first, without preemption."""
+
+    name: ClassVar[str] = "hrrn"
+    summary: ClassVar[str] = "highest response ratio, never preempts"
 
     may_preempt: bool = False
     lent_share: float = 0.0

@@ -6,6 +6,7 @@ doomed and gives them no bound.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang_flowprefill.core.policy import Candidate, PolicyKey
 
@@ -32,6 +33,9 @@ class SEdf:
         starvation_factor: Multiple of its patience after which a request goes first.
         lent_share: Share of the first feasible request's slack that a doomed one may use.
     """
+
+    name: ClassVar[str] = "s-edf"
+    summary: ClassVar[str] = "earliest deadline first among those that can still meet it"
 
     starvation_factor: float = 30.0
     may_preempt: bool = True

@@ -5,6 +5,7 @@ deadline - now - max(predicted - run, 0) and slack 0 counting as negative.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang_flowprefill.core.policy import Candidate, PolicyKey
 
@@ -17,6 +18,11 @@ class SEdfPaper:
     rounding of a quotient: among positive priorities 1/d the highest has the smallest d, among
     negative ones -1/d the largest.
     """
+
+    name: ClassVar[str] = "s-edf-paper"
+    summary: ClassVar[str] = (
+        "s-edf by the published formula: of the late, the latest deadline first"
+    )
 
     may_preempt: bool = True
     lent_share: float = 0.0

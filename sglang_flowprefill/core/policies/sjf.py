@@ -4,6 +4,7 @@ A stream of short prompts keeps a long one out for ever; that is the policy, not
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sglang_flowprefill.core.policy import Candidate, PolicyKey
 
@@ -11,6 +12,9 @@ from sglang_flowprefill.core.policy import Candidate, PolicyKey
 @dataclass(frozen=True, slots=True)
 class Sjf:
     """Least predicted remaining time first."""
+
+    name: ClassVar[str] = "sjf"
+    summary: ClassVar[str] = "least remaining work"
 
     may_preempt: bool = True
     lent_share: float = 0.0
