@@ -40,6 +40,7 @@ NAVIGATION = {
         "reference/metrics",
         "reference/statistics",
         "reference/doctor",
+        "reference/sglang-settings",
         "reference/compatibility",
         "reference/compatibility-policy",
         "reference/*",

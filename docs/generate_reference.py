@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 
 from sglang_flowprefill.adapter import compat, releases
-from sglang_flowprefill.adapter.unsupported import UNSUPPORTED_FEATURES
+from sglang_flowprefill.adapter.sglang_settings import (
+    REFUSED_VARIABLES,
+    RULES,
+    UNTOUCHED,
+    Proof,
+    Rule,
+    Treatment,
+)
 from sglang_flowprefill.api import request_features, state
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of
 from sglang_flowprefill.observe.metrics import METRICS, PREFIX, Metric
@@ -27,6 +34,7 @@ def pages() -> Mapping[str, str]:
     return {
         "settings.md": settings_page(),
         "compatibility.md": compatibility_page(),
+        "sglang-settings.md": sglang_settings_page(),
         "metrics.md": metrics_page(),
         "state.md": state_page(),
         "request-features.md": request_features_page(),
@@ -85,8 +93,7 @@ def settings_page() -> str:
 
 
 def compatibility_page() -> str:
-    """List the supported versions, refused settings and touched upstream symbols."""
-    refused = [f"| `{f.flag}` | {f.why} |" for f in UNSUPPORTED_FEATURES]
+    """List the supported versions and touched upstream symbols."""
     symbols = [
         f"| `{row.path}` | `adapter/{row.used_in}` | {row.why} | {_releases_of(row)} |"
         for row in compat.EVERY_ROW
@@ -107,11 +114,7 @@ def compatibility_page() -> str:
             *supported,
             "\nPatch sets (`python -m sglang_flowprefill patch`) exist for all of them; with",
             "plugins allowed, 0.5.22 and 0.5.23 need none.\n",
-            "## Settings of SGLang that are refused\n",
-            "| setting | why |",
-            "| --- | --- |",
-            *refused,
-            "\n## Symbols of SGLang that are touched\n",
+            "## Symbols of SGLang that are touched\n",
             "Below `sglang.srt`. Verified at every start with FlowPrefill enabled.\n",
             "| symbol | used in | for | in |",
             "| --- | --- | --- | --- |",
@@ -119,6 +122,53 @@ def compatibility_page() -> str:
             "",
         ]
     )
+
+
+def sglang_settings_page() -> str:
+    """List what becomes of SGLang's settings, worst first, and how that is shown."""
+    sections: list[str] = []
+    for treatment in (Treatment.TAKEN_OVER, Treatment.REFUSED, Treatment.HONOURED):
+        rules = [rule for rule in RULES if rule.treatment is treatment]
+        heads = {
+            Treatment.TAKEN_OVER: ("Taken over", "how"),
+            Treatment.REFUSED: ("Refused", "why; what to write instead"),
+            Treatment.HONOURED: ("Honoured", "evidence"),
+        }
+        title, heading = heads[treatment]
+        sections += [f"## {title}\n", f"| setting | proof | {heading} |", "| --- | --- | --- |"]
+        grouped: dict[tuple[Proof, str], list[str]] = {}
+        for rule in rules:
+            flags = grouped.setdefault((rule.proof, _reason_of(rule)), [])
+            flags += [f"`{rule.flag}`"] if f"`{rule.flag}`" not in flags else []
+        sections += [
+            f"| {', '.join(flags)} | {proof.value} | {reason} |"
+            for (proof, reason), flags in grouped.items()
+        ]
+        sections.append("")
+    return "\n".join(
+        [
+            _HEAD,
+            "# Settings of SGLang\n",
+            "What becomes of each setting of SGLang 0.5.23 when it is not at its default. For a",
+            "setting with several rows it depends on the value.",
+            "*Taken over*: what the setting is for is done in another way, and a line of the log",
+            "says how. *Run here*: a test runs it on a CPU. *Only read*: SGLang's source was read,",
+            "nothing was run; so on a GPU, not measured. `--flowprefill-strict` refuses what is",
+            "taken over or only read.",
+            "[`doctor --launch`](doctor.md#launch-lines) asks this table about a launch line.\n",
+            *sections,
+            "Variables that are refused:\n",
+            *(f"* `{variable.name}`: {variable.why}" for variable in REFUSED_VARIABLES),
+            f"\nThe other {len(UNTOUCHED)} settings (addresses, logs, tokenizing, parsers, loading",
+            "of weights, details of what a row above refuses) have nothing to do with a suspended",
+            "prefill.",
+            "",
+        ]
+    )
+
+
+def _reason_of(rule: Rule) -> str:
+    return f"{rule.why}; {rule.instead}" if rule.instead else rule.why
 
 
 def _releases_of(row: compat.UpstreamSymbol) -> str:

@@ -179,6 +179,11 @@ class FlowPrefillConfig:
         default=30.0,
         minimum=1.0,
     )
+    strict: bool = _setting(
+        "Refuse settings of SGLang that are taken over, and those that were only read, not run "
+        "(docs/reference/sglang-settings.md), instead of saying so.",
+        default=False,
+    )
     profile_cache_dir: str | None = _setting(
         "Folder of measured prefill costs (default: $SGLANG_FLOWPREFILL_CACHE or "
         "~/.cache/sglang-flowprefill).",

@@ -77,7 +77,7 @@ def check_flags(arguments: Sequence[str], *, has_model: bool = True) -> tuple[Fi
     try:
         with contextlib.redirect_stderr(said):
             settings = prepare_server_args(list(arguments))
-            refused = refused_settings(settings)
+            refused = refused_settings(settings, is_strict=config_of(settings).strict)
             if refused:
                 return fail("flags", "\n".join(refused), f"drop these flags, {_STOCK}"), None
             if has_model:

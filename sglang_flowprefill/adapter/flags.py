@@ -7,6 +7,8 @@ underscore attributes survive its pickling (SGLang 0.5.23, ``ServerArgs.__reduce
 """
 
 import argparse
+import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +16,8 @@ from dataclasses import fields, replace
 from typing import Any, cast
 
 from sglang_flowprefill.adapter import releases
-from sglang_flowprefill.adapter.unsupported import require_supported_settings
+from sglang_flowprefill.adapter.sglang_settings import OUR_POLICIES, Treatment
+from sglang_flowprefill.adapter.unsupported import judged_settings, require_supported_settings
 from sglang_flowprefill.api.classes import (
     Authority,
     Bounds,
@@ -23,17 +26,29 @@ from sglang_flowprefill.api.classes import (
     load_slo_classes,
 )
 from sglang_flowprefill.api.state import STATE_PATH
-from sglang_flowprefill.config import FlowPrefillConfig, flag_of, parse_setting
+from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of, parse_setting
 from sglang_flowprefill.core.admission import AdmissionMode
 from sglang_flowprefill.errors import FlowPrefillError, UnsupportedSGLangError
 from sglang_flowprefill.observe.state_socket import new_address
 
+logger = logging.getLogger(__name__)
+
 _ATTRIBUTE = "_flowprefill"
+_GIVEN_ATTRIBUTE = "_flowprefill_given"
 _CLASSES_ATTRIBUTE = "_flowprefill_slo_classes"
 _STATE_ADDRESS_ATTRIBUTE = "_flowprefill_state_address"
 _DEST_PREFIX = "flowprefill_"
 _ATTENTION_ALIAS = "flowprefill_cpu"
 _ATTENTION_BACKEND = "torch_native"  # under which ours is registered; attention.py says why
+_OFF = {
+    "scheduler_recv_interval": 1,
+    "num_continuous_decode_steps": 1,
+    "enable_prefill_delayer": False,
+    "prefill_decode_interval": 0,
+    "enable_mixed_chunk": False,
+    "schedule_policy": "fcfs",
+}
+"""Settings that are taken over, as SGLang gets them."""
 _given_config: ContextVar[FlowPrefillConfig | None] = ContextVar("given", default=None)
 _ATTENTION_SETTINGS = (
     "attention_backend",
@@ -70,13 +85,15 @@ def add_flags(_result: None, parser: argparse.ArgumentParser) -> None:
 def read_flags(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
     """Build ``ServerArgs`` with our settings on it (AROUND hook of ``from_cli_args``)."""
     with _usage_errors():
-        config = replace(FlowPrefillConfig.from_environment(), **_given_settings(args))
+        given = _given_settings(args)
+        config = replace(FlowPrefillConfig.from_environment(), **given)
     before = _given_config.set(config)
     try:
         record = original(cls, args)  # a release that completes its record here asks for ours
     finally:
         _given_config.reset(before)
     setattr(record, _ATTRIBUTE, config)
+    setattr(record, _GIVEN_ATTRIBUTE, frozenset(given))
     return record
 
 
@@ -104,7 +121,8 @@ def prepare_settings(record: Any) -> None:
         if not hasattr(record, _ATTRIBUTE):
             setattr(record, _ATTRIBUTE, _given_config.get() or FlowPrefillConfig.from_environment())
         _resolve_attention_alias(record)
-        require_supported_settings(record)
+        require_supported_settings(record, is_strict=config_of(record).strict)
+        _take_over(record)
         classes = _read_classes(config_of(record))
         require_answers(can_reject_requests=can_reject(config_of(record), classes))
         setattr(record, _CLASSES_ATTRIBUTE, classes)
@@ -112,8 +130,36 @@ def prepare_settings(record: Any) -> None:
     quiet = record.uvicorn_access_log_exclude_prefixes
     record.uvicorn_access_log_exclude_prefixes = [*quiet, STATE_PATH]  # asked every second
     record.disable_overlap_schedule = True  # a suspended forward cannot sit inside its pipeline
-    record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
     releases.startup().switch_off_prefill_graphs(record)
+
+
+def _take_over(record: Any) -> None:
+    """Do in our way what some settings are for, say so, and switch SGLang's way off.
+
+    Raises:
+        ConfigError: A value taken over is out of range for ours.
+    """
+    for judged in judged_settings(record):
+        if judged.rule.treatment is Treatment.TAKEN_OVER:
+            logger.warning(
+                "FlowPrefill takes over %s %s: %s", judged.rule.flag, judged.value, judged.rule.why
+            )
+    chunk_tokens = record.chunked_prefill_size
+    if chunk_tokens is not None and chunk_tokens > 0:
+        _set_unless_given(record, "max_chunk_tokens", chunk_tokens)
+    policy = record.schedule_policy
+    if policy in OUR_POLICIES and policy != "fcfs":  # SGLang's default asks for nothing
+        _set_unless_given(record, "policy", OUR_POLICIES[policy])
+    record.chunked_prefill_size = -1  # chunks are ours: SGLang tracks only one at a time
+    for name, value in _OFF.items():
+        if hasattr(record, name):
+            setattr(record, name, value)
+
+
+def _set_unless_given(record: Any, name: str, value: Any) -> None:
+    is_given = name in getattr(record, _GIVEN_ATTRIBUTE, ())
+    if not is_given and VARIABLE_PREFIX + name.upper() not in os.environ:
+        setattr(record, _ATTRIBUTE, replace(config_of(record), **{name: value}))
 
 
 def require_answers(*, can_reject_requests: bool) -> None:

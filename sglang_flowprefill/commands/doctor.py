@@ -10,8 +10,10 @@ import json
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +30,7 @@ from sglang_flowprefill.checks.installation import (
     check_sglang_version,
 )
 from sglang_flowprefill.checks.server import check_server
-from sglang_flowprefill.errors import FlowPrefillError, ModelConversionError
+from sglang_flowprefill.errors import ConfigError, FlowPrefillError, ModelConversionError
 from sglang_flowprefill.launch_server import complete_arguments
 
 SCHEMA = 1
@@ -49,11 +51,27 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--url", help="also ask a running server, such as http://127.0.0.1:30000")
     parser.add_argument("--api-key", help="the server's key; also passed on as its flag")
+    parser.add_argument(
+        "--launch",
+        metavar="LINE",
+        help="judge only this launch line of SGLang's, by its flags; loads no model",
+    )
+    parser.add_argument(
+        "--launch-file",
+        metavar="FILE",
+        help="judge every launch line of a file; - reads them from standard input",
+    )
     parser.set_defaults(run=run, takes_server_flags=True)
 
 
 def run(args: argparse.Namespace, server_flags: Sequence[str]) -> int:
-    """Run all checks and print what they found; return the exit status."""
+    """Run all checks and print what they found; return the exit status.
+
+    Raises:
+        ConfigError: A file of launch lines cannot be read.
+    """
+    if args.launch is not None or args.launch_file is not None:
+        return _judge(args)
     flags = [*server_flags, *(["--api-key", args.api_key] if args.api_key else [])]
     with _only_our_output():
         findings = list(_findings(flags))
@@ -64,6 +82,44 @@ def run(args: argparse.Namespace, server_flags: Sequence[str]) -> int:
     else:
         Console().print(table_of(findings))
     return int(any(finding.status is Status.FAIL for finding in findings))
+
+
+def _judge(args: argparse.Namespace) -> int:
+    """Judge launch lines; one JSON object or one block of text for each."""
+    lines = [] if args.launch is None else [args.launch]
+    with _only_our_output():
+        from sglang_flowprefill.adapter.launch_lines import judge_lines, lines_of  # noqa: PLC0415
+
+        if args.launch_file is not None:
+            lines += lines_of(_text_of(args.launch_file))
+        answers = list(judge_lines(lines))
+    for answer in answers:
+        print(json.dumps(answer.as_record()) if args.json else _text_of_answer(answer))
+    if not args.json:
+        verdicts = Counter(answer.verdict for answer in answers)
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+        print(f"{len(answers)} launch lines: {counts or 'none in it'}")
+    return int(any(answer.verdict == "refused" for answer in answers))
+
+
+def _text_of(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("--launch-file", file, f"cannot read the file: {error}") from error
+
+
+def _text_of_answer(answer: Any) -> str:
+    """Return a verdict for people: what is refused or taken over, and what to write instead."""
+    texts = [f"{answer.verdict}: {answer.line}"]
+    if answer.problem:
+        texts.append(f"  {answer.problem}")
+    for flag, found in answer.flags.items():
+        if found.answer != "honoured" or found.proof == "only read":
+            instead = f"; instead: {found.instead}" if found.instead else ""
+            head = f"  {flag} {found.value}".rstrip()
+            texts.append(f"{head}: {found.answer} ({found.proof}): {found.why}{instead}")
+    return "\n".join([*texts, *(f"  note: {note}" for note in answer.notes)])
 
 
 def as_record(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -24,8 +24,11 @@ def timeline_file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_server(tmp_path_factory, timeline_file):
-    """A server with small chunks and a small KV pool."""
-    flags = ["--flowprefill-max-chunk-tokens", str(CHUNK_TOKENS), "--flowprefill-check-cursors"]
+    """A server with small chunks and a small KV pool; chunks and more by flags taken over."""
+    flags = ["--chunked-prefill-size", str(CHUNK_TOKENS), "--flowprefill-check-cursors"]
+    flags += ["--scheduler-recv-interval", "30", "--num-continuous-decode-steps", "4"]
+    flags += ["--enable-mixed-chunk", "--prefill-decode-interval", "10", "--schedule-policy", "lpm"]
+    flags += ["--enable-prefill-delayer"]
     flags += ["--max-total-tokens", str(POOL_TOKENS), "--flowprefill-trace", str(timeline_file)]
     flags += ["--flowprefill-tpot-slo-ms", "2000"]
     with serving("flowprefill", tmp_path_factory.mktemp("chunks"), *flags) as running:

@@ -79,9 +79,9 @@ def test_wrong_sglang_version_stops_the_start(value):
 
 
 UNUSABLE = {
-    "--chunked-prefill-size 2048": "--chunked-prefill-size 2048",
+    "--flowprefill-strict --chunked-prefill-size 2048": "taken over, which --flowprefill-strict",
     "--nnodes 2": "--nnodes 2",
-    "--schedule-policy lpm": "--schedule-policy lpm",
+    "--enable-lora": "--enable-lora True",
     "--flowprefill-policy magic": "choose one of s-edf, s-edf-paper, edf, sjf, hrrn, fcfs",
     "--flowprefill-max-suspended 0": "--flowprefill-max-suspended",
     "--flowprefill-tpot-slo-ms fast": "expected a value of type float",
@@ -119,12 +119,50 @@ def test_filtered_out_plugin_is_an_error_not_a_stock_server():
     assert "flowprefill: error: SGLANG_PLUGINS" in result.stdout
 
 
+TAKEN_OVER = """
+import json, sys
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+from sglang_flowprefill.adapter import flags
+found = []
+for arguments in json.loads(sys.argv[1]):
+    args = prepare_server_args(["--model-path", "nowhere", "--device", "cpu", *arguments.split()])
+    flags.prepare_settings(args)
+    config = flags.config_of(args)
+    of_sglang = [getattr(args, name) for name in ("chunked_prefill_size", *flags._OFF)]
+    found.append([config.max_chunk_tokens, config.policy, of_sglang])
+print(json.dumps(found))
+"""
+EVERYTHING = (
+    "--chunked-prefill-size 777 --scheduler-recv-interval 30 --num-continuous-decode-steps 4 "
+    "--enable-prefill-delayer --prefill-decode-interval 10 --enable-mixed-chunk "
+    "--schedule-policy shortest-prefill-first"
+)
+
+
+def test_what_is_taken_over_reaches_our_settings_and_is_off_in_sglang():
+    """Chunk size and policy become ours, a flag of ours goes before; each gets one log line."""
+    lines = (
+        EVERYTHING,
+        f"{EVERYTHING} --flowprefill-max-chunk-tokens 8192 --flowprefill-policy s-edf",
+        "--schedule-policy lpm",
+    )
+    result = run_python(TAKEN_OVER, json.dumps(lines), SGLANG_FLOWPREFILL="1")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    off = [-1, 1, 1, False, 0, False, "fcfs"]
+    assert found == [[777, "sjf", off], [8192, "s-edf", off], [8192, "s-edf", off]]
+    said = [line for line in result.stderr.splitlines() if "FlowPrefill takes over --" in line]
+    assert len(said) == 7 + 7 + 1
+
+
 ALIAS = """
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.server_args import prepare_server_args
 from sglang_flowprefill.adapter import flags
-flags.require_supported_settings = lambda record: None
+flags.require_supported_settings = lambda record, is_strict: None
 args = prepare_server_args(["--model-path", "nowhere", "--attention-backend", "flowprefill_cpu"])
 flags.prepare_settings(args)
 print("backend", args.attention_backend)

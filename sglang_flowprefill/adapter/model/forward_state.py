@@ -29,8 +29,16 @@ _SWAPPED_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "TorchNativeAttnBackend": ("forward_metadata", "swa_out_cache_loc"),
     "FlashAttentionBackend": ("forward_metadata", "forward_metadata_spec_decode_expand"),
 }
-# Backends whose plans are views of buffers that every forward shares.
-_REPLANNED = frozenset({"FlashInferAttnBackend", "TritonAttnBackend"})
+# Backends whose plans are views of buffers that every forward shares, or lie in several attributes.
+# Of them only the first two were run, with stand-ins for their kernels.
+_REPLANNED = frozenset(
+    {
+        "FlashInferAttnBackend",
+        "TritonAttnBackend",
+        "FlashInferMLAAttnBackend",  # and so TRTLLMMLABackend
+        "AiterAttnBackend",
+    }
+)
 
 
 class AttentionState:

@@ -9,10 +9,9 @@ from typing import Any
 from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES
 
 from sglang_flowprefill.adapter.releases.hook_registry import HookRegistry, HookType
-from sglang_flowprefill.adapter.unsupported import UnsupportedFeature
 
 __all__ = [
-    "ALSO_UNSUPPORTED",
+    "ALSO_REFUSED",
     "ATTENTION_BACKEND_CHOICES",
     "HAS_ABORT_HOOK",
     "MODEL_READY_METHOD",
@@ -27,13 +26,11 @@ __all__ = [
 SETTINGS_METHOD = "__post_init__"
 MODEL_READY_METHOD = None
 HAS_ABORT_HOOK = False
-ALSO_UNSUPPORTED = (
-    UnsupportedFeature(
-        "enable_attn_tp_input_scattered",
-        bool,
-        "it keeps per-forward state that a suspended prefill would find overwritten",
-    ),
-)
+ALSO_REFUSED = {
+    "enable_attn_tp_input_scattered": (
+        "it keeps per-forward state that a suspended prefill would find overwritten"
+    )
+}
 
 
 def load_plugins() -> None:

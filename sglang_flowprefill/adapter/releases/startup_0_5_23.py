@@ -7,7 +7,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 __all__ = [
-    "ALSO_UNSUPPORTED",
+    "ALSO_REFUSED",
     "ATTENTION_BACKEND_CHOICES",
     "HAS_ABORT_HOOK",
     "MODEL_READY_METHOD",
@@ -25,8 +25,8 @@ SETTINGS_METHOD = "resolve_once"
 MODEL_READY_METHOD = "init_attention_backends"
 """Method of ``ModelRunner`` after which a model is complete; None: there is no such moment."""
 
-ALSO_UNSUPPORTED = ()
-"""Settings to refuse that the newest release does not have."""
+ALSO_REFUSED: dict[str, str] = {}
+"""Settings to refuse that the newest release honours, with the reason."""
 
 HAS_ABORT_HOOK = True
 """The tokenizer process has a method that sees aborts before they are answered."""

@@ -59,7 +59,7 @@ class FlowPrefillScheduler(_sglang.Scheduler):
         self._serving: Serving | None = None
         self.memory_claims = MemoryClaims(())
         super().__init__(server_args, *args)
-        require_supported_scheduler(self)
+        require_supported_scheduler(self, config_of(server_args).max_chunk_tokens)
         self.slo_resolver = SloResolver(slo_classes_of(server_args))
         group = self.tp_group
         self._ranks = Ranks(group.rank_in_group, group.world_size, group.cpu_group)
