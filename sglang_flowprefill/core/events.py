@@ -15,10 +15,10 @@ class EventKind(Enum):
 
     ARRIVAL = "arrival"
     COMPLETION = "completion"  # a prefill batch or a decode step ended
-    ABORT = "abort"
+    ABORT = "abort"  # a message that ends one request, whatever becomes of its prefill
     TIMER = "timer"  # a decode step or a review is due
     GRAMMAR_READY = "grammar_ready"  # a waiting request's grammar is compiled
-    KV_FREED = "kv_freed"  # KV memory came free that somebody waits for
+    KV_FREED = "kv_freed"  # memory came free: somebody waits for it, or a prefill was given up
     CONTROL = "control"  # pause, flush, weight update, ... arrived on the same socket
 
 

@@ -1,5 +1,10 @@
 """Counters of the scheduler, and the one definition of SLO attainment.
 
+Four words that are not the same: a *preemption* puts other work in front of a prefill, which goes
+on later where it stood; a *drop* gives it up for its memory, and its requests start over; a
+*cancel* gives it up because all of its requests are gone; an *abort* is the message by which one
+request goes, wherever it stands (``num_events[EventKind.ABORT]``).
+
 ``StatisticsRecorder`` is written by the loop; readers take the frozen ``statistics()``.
 """
 

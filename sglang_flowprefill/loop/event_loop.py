@@ -462,7 +462,7 @@ class EventLoop(Generic[Started]):
         now_s = self._clock()
         cursor.prefill.apply(BatchChange.CANCEL, now_s)
         release(cursor.work)
-        self._events.post(EventKind.ABORT)
+        self._events.post(EventKind.KV_FREED)
         return now_s
 
     def _fail(self, cursor: OperatorCursor[Started], error: ForwardError) -> None:
@@ -472,4 +472,4 @@ class EventLoop(Generic[Started]):
         cursor.prefill.apply(BatchChange.FAIL, now_s)
         self._engine.release_failed(cursor.work, error)
         self._observers.tell(Observer.on_failure, cursor, now_s, error)
-        self._events.post(EventKind.ABORT)
+        self._events.post(EventKind.KV_FREED)

@@ -102,7 +102,10 @@ METRICS = (
                "Seconds from an event to the yield of the running prefill, at most: counted from "
                "the last boundary at which nothing had happened.", _SHORT_S),
     # prefills
-    _counter("prefills_total", "Prefill batches that ended, by how.", outcome=_OUTCOMES),
+    _counter("prefills_total",
+             "Prefill batches that ended: finished, cancelled (all of its requests were aborted), "
+             "dropped (for its memory; its requests start over) or failed (it raised).",
+             outcome=_OUTCOMES),
     _histogram("prefill_batch_requests", "Requests in a prefill batch, at its start.", _REQUESTS),
     _histogram("prefill_batch_tokens", "Tokens that a prefill batch computes, at its start.",
                _TOKENS),

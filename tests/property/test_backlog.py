@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import COST, TICK_S, all_policies, policy_of
 
@@ -51,6 +51,7 @@ def batched_s(decider, ahead):
     return work_s + COST.base_s * math.ceil(num_tokens / decider.limits.max_tokens)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(all_policies).flatmap(policy_of),
     requests("waits"),

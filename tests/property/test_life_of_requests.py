@@ -1,24 +1,53 @@
 """A server under arbitrary arrivals, aborts and wrong predictions, looked at after every step."""
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from strategies import TICK_S, all_policies, machines, plain_schedulers
+from strategies import TICK_S, all_policies, machines, schedulers
 
-from sglang_flowprefill.core import AdmissionControl, DecodePacing
+from sglang_flowprefill.core import (
+    AdmissionControl,
+    DecodePacing,
+    DropBatches,
+    PrefillDecider,
+)
 from sglang_flowprefill.sim import Arrival, Simulation
 from sglang_flowprefill.testing import assert_accounted_for, make_request
 
 NUM_KV_TOKENS = 3000
 
 
+@dataclass(frozen=True)
+class DropsForTheLiving(PrefillDecider):
+    """Checks that whatever is dropped for memory is dropped for a request that still waits for it.
+
+    Attributes:
+        gone: Ids of requests whose clients have left.
+    """
+
+    gone: set = field(default_factory=set)
+
+    def decide(self, view, now_s):
+        """Decide as always, then check."""
+        decision = super().decide(view, now_s)
+        if isinstance(decision, DropBatches):
+            kept = [b for b in view.batches if b.batch_id not in decision.batch_ids]
+            needy = [*view.waiting, *(r for b in kept for r in b.requests)]
+            assert any(r.request_id not in self.gone for r in needy), "dropped for nobody"
+            if view.blocked is not None:
+                assert view.blocked.request in view.waiting, "dropped for one that is gone"
+        return decision
+
+
 class ServerLife(RuleBasedStateMachine):
     """Rules are what users do and time; invariants are what they may rely on."""
 
     @initialize(
-        scheduler=plain_schedulers(
+        scheduler=schedulers(
+            DropsForTheLiving,
             policies=all_policies,
             max_restarts=st.integers(0, 2),
             max_preemptions=st.sampled_from([1, 3, 1e9]),
@@ -39,6 +68,7 @@ class ServerLife(RuleBasedStateMachine):
     def start(self, scheduler, machine, pacing, admission):
         """Start a server."""
         self.scheduler = scheduler
+        self.scheduler.gone.clear()
         self.ids = []
         self.simulation = Simulation(
             scheduler, machine, tpot_slo_s=8 * TICK_S, pacing=pacing, admission=admission
@@ -66,6 +96,7 @@ class ServerLife(RuleBasedStateMachine):
     def abort(self, data):
         """A client leaves, wherever its request may be by now."""
         request_id = data.draw(st.sampled_from(self.ids))
+        self.scheduler.gone.add(request_id)
         self.simulation.abort(request_id, self.simulation.now_s)
 
     @rule(num_ticks=st.sampled_from([1, 1, 4, 64, 1000]))

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_flowprefill.core import (
@@ -339,6 +339,7 @@ def test_what_goes_before_the_needy_one_is_not_dropped_for_it_though_it_cannot_r
     assert decision.batch_id == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=8), st.integers(0, 120), st.data())
 def test_bytes_summed_once_are_those_summed_for_each_batch(held, budget, data):
     """What suspended batches hold, by its definition: all but the one that is going to run."""
