@@ -20,6 +20,7 @@ from heapq import heapify, heappop, heappush
 from sglang_flowprefill.core import Candidate, Policy, PrefillCost
 from sglang_flowprefill.core.predictor import num_attention_pairs
 from sglang_flowprefill.sim.device import Device
+from sglang_flowprefill.sim.kv_pool import KvPool
 from sglang_flowprefill.sim.records import Arrival, FirstToken, Outcome
 
 
@@ -86,12 +87,16 @@ class StepInstance:
         self._running: list[_Job] = []
         self._num_context_tokens = 0
         self._num_added = 0
-        self._num_kv_used = 0
+        self._kv = KvPool(device.num_kv_tokens, device.page_tokens)
         self._now_s = 0.0
         self._first_tokens: list[FirstToken] = []
         self._outcomes: list[Outcome] = []
         self.busy_s = 0.0
-        self.max_kv_tokens = 0
+
+    @property
+    def max_kv_tokens(self) -> int:
+        """Most KV slots that were in use at once."""
+        return self._kv.max_used
 
     @property
     def next_end_s(self) -> float:
@@ -218,12 +223,16 @@ class StepInstance:
         return self._has_memory(job)
 
     def _has_memory(self, job: _Job) -> bool:
-        capacity = self._device.num_kv_tokens
-        num_needed = job.arrival.num_kv_tokens
-        if capacity is not None and self._num_kv_used + num_needed > capacity:
+        """Take the memory of a request if there is any; what is cached of it is not computed."""
+        request_id, prefix = job.arrival.request.request_id, job.arrival.prefix
+        num_prompt = job.arrival.request.num_uncached_tokens
+        num_cached = min(self._kv.lock(request_id, prefix), num_prompt - 1)
+        num_more = max(job.arrival.num_kv_tokens - self._kv.held_by(request_id), 0)
+        if self._kv.num_missing(num_more):
+            self._kv.unlock(request_id)
             return False
-        self._num_kv_used += num_needed
-        self.max_kv_tokens = max(self.max_kv_tokens, self._num_kv_used)
+        self._kv.take(request_id, num_more)
+        job.num_done, job.num_left = num_cached, num_prompt - num_cached
         return True
 
     def _end_chunks(self, chunks: Sequence[tuple[_Job, int]]) -> None:
@@ -233,6 +242,7 @@ class StepInstance:
             if job.num_left:
                 continue
             self._partial.remove(job)
+            self._kv.keep(job.arrival.request.request_id, job.arrival.prefix)
             job.first_token_s = job.last_token_s = self._now_s
             job.num_tokens_left = job.arrival.num_output_tokens - 1
             self._first_tokens.append(FirstToken(self._now_s, job.arrival.request.request_id))
@@ -261,7 +271,7 @@ class StepInstance:
             self._running = [job for job in self._running if job.num_tokens_left]
 
     def _end(self, job: _Job) -> None:
-        self._num_kv_used -= job.arrival.num_kv_tokens
+        self._kv.give_back(job.arrival.request.request_id)
         self._outcomes.append(
             Outcome(
                 job.arrival.request,

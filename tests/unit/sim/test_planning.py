@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
-from sglang_flowprefill.core import Slo
+from sglang_flowprefill.core import PrefillDecider, Slo
 from sglang_flowprefill.core.predictor import num_attention_pairs
 from sglang_flowprefill.errors import PlanError
 from sglang_flowprefill.sim.cluster import Failure
@@ -151,6 +152,42 @@ def test_prefix_affinity_sends_a_prefix_where_it_is_cached():
     assert run.rows[0].ttft_s > 3 * run.rows[1].ttft_s
     spread = run_of("flowprefill", load, load.rate_per_s, 6, num_instances=3)
     assert len({row.instance for row in spread.rows}) == 3
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_system_computes_a_shared_prefix_once(system):
+    """A baseline without its prefix cache would be no opponent."""
+    prefix = ((7, 10_000),)
+    requests = [TracedRequest(10.0 * i, "document", 11_000, 1, prefix) for i in range(3)]
+    load = Workload(requests, SLOS, "one document, three questions")
+    first, second, third = run_of(system, load, load.rate_per_s, 3).rows
+    assert first.ttft_s > 3 * second.ttft_s
+    assert second.ttft_s == pytest.approx(third.ttft_s)
+
+
+def test_more_memory_is_never_worse():
+    """A few slots more, many more, no bound: the share in time does not fall."""
+    load = workload(first_tokens_only=False)
+    shares = []
+    for num_kv_tokens in (14_000, 30_000, 100_000, None):
+        worker = replace(WORKER, num_kv_tokens=num_kv_tokens)
+        run = attempt(replace(deployment(), worker=worker), load, 2.5, 100)
+        shares.append(run.attained)
+    assert all(after >= before - 0.01 for before, after in pairwise(shares))
+
+
+def test_the_policy_of_the_plan_is_the_policy_of_the_server(monkeypatch):
+    """Imported, not written again: every decision of a run is one of ``core``."""
+    decided = []
+    decide = PrefillDecider.decide
+
+    def counted(self, view, now_s):
+        decided.append(view)
+        return decide(self, view, now_s)
+
+    monkeypatch.setattr(PrefillDecider, "decide", counted)
+    run_of("flowprefill", workload(), 3.0, 50)
+    assert len(decided) >= 50
 
 
 def test_requests_of_an_instance_that_fails_start_over_elsewhere_with_their_old_deadline():
