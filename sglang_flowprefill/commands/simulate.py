@@ -92,6 +92,7 @@ def _add_deployment(parser: Any) -> None:
     add("--max-operator-ms", type=float, default=_DEFAULTS.max_operator_s * 1e3, metavar="MS")
     add("--tpot-slo-ms", type=float, default=_DEFAULTS.tpot_slo_s * 1e3, metavar="MS")
     add("--costs", choices=("auto", "table", "fitted", "roofline"), default="auto")
+    add("--table", type=Path, metavar="FILE", help="costs from a table of one's own")
     add("--profile", type=Path, metavar="FILE", help="costs from a server's measured profile")
     add(
         "--host-ms",

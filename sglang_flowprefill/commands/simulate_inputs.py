@@ -17,7 +17,7 @@ from sglang_flowprefill.sim.costs import FittedCost, PassCost, RooflineCost, cos
 from sglang_flowprefill.sim.costs.fitted import predictor_of
 from sglang_flowprefill.sim.costs.pass_cost import CorrectedCost
 from sglang_flowprefill.sim.costs.profile import read_profile_cost
-from sglang_flowprefill.sim.costs.table import shipped_names
+from sglang_flowprefill.sim.costs.table import read_table, shipped_names
 from sglang_flowprefill.sim.deployment import Memory, Worker
 from sglang_flowprefill.sim.gpus import Gpu, find_gpu
 from sglang_flowprefill.sim.shapes import ModelShape, find_shape
@@ -51,6 +51,8 @@ def _cost(args: argparse.Namespace, shape: ModelShape, gpu: Gpu) -> PassCost:
     host_s = args.host_ms / 1e3
     if args.profile is not None:
         cost, host_s = read_profile_cost(args.profile), 0.0
+    elif args.table is not None:
+        cost = read_table(args.table)
     elif args.costs == "roofline":
         cost = RooflineCost(shape, gpu, args.tp)
     else:
@@ -65,6 +67,8 @@ def _cost(args: argparse.Namespace, shape: ModelShape, gpu: Gpu) -> PassCost:
     parts = [] if args.cost_factor == 1.0 else [f"times {args.cost_factor:g} (given)"]
     if host_s:
         parts.append(f"plus {host_s * 1e3:g} ms a pass for launches and engine (assumed)")
+    if args.decode != "none" and not cost.decode_s(1, 1):
+        raise PlanError(f"--decode {args.decode}: these costs know no decode steps: {cost.source}")
     return CorrectedCost(cost, args.cost_factor, host_s, because=", ".join(parts))
 
 

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from math import exp, log
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sglang_flowprefill.core.predictor import num_attention_pairs
+from sglang_flowprefill.errors import PlanError
 from sglang_flowprefill.sim.costs.fitted import Sample, fit_prefill_cost
 from sglang_flowprefill.sim.costs.pass_cost import PassTime
 
@@ -37,13 +39,14 @@ class DecodeTable:
 
     @classmethod
     def from_samples(cls, samples: Sequence[Sequence[float]]) -> "DecodeTable":
-        """Return the table of ``[batch, context of each, seconds]`` with two contexts for each."""
+        """Return the table of ``[batch, context of each, seconds]``; a batch of one context is flat."""
         by_batch: dict[int, list[tuple[float, float]]] = {}
         for batch, context, seconds in samples:
             by_batch.setdefault(int(batch), []).append((batch * context, seconds))
         batches, base_s, token_s = sorted(by_batch), [], []
         for batch in batches:
-            (first, first_s), *_, (last, last_s) = sorted(by_batch[batch])
+            ordered = sorted(by_batch[batch])
+            (first, first_s), (last, last_s) = ordered[0], ordered[-1]
             slope_s = max((last_s - first_s) / (last - first), 0.0) if last > first else 0.0
             token_s.append(slope_s)
             base_s.append(first_s - slope_s * first)
@@ -132,3 +135,30 @@ def shipped_names() -> list[str]:
 def _shipped() -> Any:
     text = files(__package__).joinpath("tables.json").read_text(encoding="utf-8")
     return json.loads(text)
+
+
+def read_table(path: Path) -> TableCost:
+    """Read a table that somebody else made.
+
+    The file holds ``source`` and, in milliseconds, ``prefill`` (new tokens, cached tokens, time)
+    and ``decode`` (batch, context of each, time), as ``tables.json`` does.
+
+    Raises:
+        PlanError: It cannot be read, or is no such table.
+    """
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        prefill = [(int(n), int(p), float(ms) / 1e3) for n, p, ms in entry["prefill"]]
+        decode = [[int(b), int(c), float(ms) / 1e3] for b, c, ms in entry.get("decode", [])]
+        source = str(entry["source"])
+    except OSError as error:
+        raise PlanError(f"--table {path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanError(f"--table {path}: not a table of costs: {error!r}") from error
+    if len({n for n, p, _ in prefill if not p}) < 3:
+        raise PlanError(f"--table {path}: needs three lengths of prompts without a prefix at least")
+    if any(seconds <= 0.0 or n < 1 for n, _, seconds in prefill):
+        raise PlanError(f"--table {path}: lengths and times must be above 0")
+    if decode and len({batch for batch, _, _ in decode}) < 2:
+        raise PlanError(f"--table {path}: decode steps need two sizes of batch at least")
+    return TableCost(prefill, DecodeTable.from_samples(decode) if decode else None, source)

@@ -14,7 +14,7 @@ from sglang_flowprefill.sim.costs import (
     read_profile_cost,
     shipped_table,
 )
-from sglang_flowprefill.sim.costs.table import shipped_names
+from sglang_flowprefill.sim.costs.table import read_table, shipped_names
 from sglang_flowprefill.sim.device import kv_capacity_tokens, operator_shares
 from sglang_flowprefill.sim.gpus import find_gpu
 from sglang_flowprefill.sim.shapes import KNOWN_SHAPES, ModelShape, find_shape
@@ -136,3 +136,28 @@ def test_a_servers_profile_is_a_cost_model(tmp_path):
     path.write_text("{}")
     with pytest.raises(PlanError, match="not a server's profile"):
         read_profile_cost(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prefill": [[16, 0, "fast"]]}, "not a table of costs"),
+        ({"prefill": [[16, 0, 5], [32, 0, 6]]}, "three lengths"),
+        ({"prefill": [[16, 0, 5], [32, 0, 6], [64, 0, 0]]}, "above 0"),
+        ({"decode": [[1, 1024, 5]]}, "two sizes of batch"),
+    ],
+)
+def test_a_table_of_ones_own_is_read_or_refused_in_a_line(changes, message, tmp_path):
+    """Its source is stated with every answer."""
+    table = {
+        "source": "my own stopwatch",
+        "prefill": [[16, 0, 5.0], [512, 0, 20.0], [4096, 0, 160.0]],
+        "decode": [[1, 1024, 5.0], [32, 1024, 8.0]],
+    }
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table))
+    assert read_table(path).source == "my own stopwatch"
+    assert alone_s(read_table(path), 512) == pytest.approx(0.02)
+    path.write_text(json.dumps(table | changes))
+    with pytest.raises(PlanError, match=message):
+        read_table(path)
