@@ -39,7 +39,7 @@ class DecodeTable:
 
     @classmethod
     def from_samples(cls, samples: Sequence[Sequence[float]]) -> "DecodeTable":
-        """Return the table of ``[batch, context of each, seconds]``; a batch of one context is flat."""
+        """Return the table of ``[batch, context of each, seconds]``; one context alone is flat."""
         by_batch: dict[int, list[tuple[float, float]]] = {}
         for batch, context, seconds in samples:
             by_batch.setdefault(int(batch), []).append((batch * context, seconds))
