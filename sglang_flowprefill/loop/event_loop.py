@@ -210,7 +210,7 @@ class EventLoop(Generic[Started]):
         decision = self._ask_policy(view, start_s)
         self._observers.tell(
             Observer.on_round,
-            Round(self._new_events, view, decision, start_s, self._clock(), len(running)),
+            Round(tuple(self._new_events), view, decision, start_s, self._clock(), len(running)),
         )
         logger.debug("FlowPrefill: %s", decision)
         return decision

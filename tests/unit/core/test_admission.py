@@ -136,6 +136,15 @@ def test_a_degraded_prefill_makes_way_and_does_not_wait_for_ever():
     assert DegradedLast(Fcfs()).may_preempt is False
 
 
+def test_patience_runs_from_the_arrival_and_is_a_multiple_of_the_objective():
+    """Not from the start of the server, and not in seconds."""
+    policy = DegradedLast(Fcfs(), patience=3.0)
+    late = make_request("late", arrival_s=100.0, ttft_slo_s=2.0)
+    (candidate,) = FCFS.candidates([replace(late, is_degraded=True)])
+    assert policy.key(candidate, 106.0) == (math.inf, 100.0)
+    assert policy.key(candidate, 106.1) == (100.0,)
+
+
 @pytest.mark.parametrize("mode", ["off", "reject", "degrade"])
 def test_a_full_queue_refuses_in_every_mode(mode):
     """With the time in which one request leaves it on average."""

@@ -4,7 +4,7 @@ import pytest
 
 from sglang_flowprefill.core import ClassAttainment, EventKind, StatisticsRecorder
 from sglang_flowprefill.core.stats import is_attained
-from sglang_flowprefill.testing import make_request
+from sglang_flowprefill.testing import make_batch, make_request
 
 
 @pytest.mark.parametrize(("ttft_s", "expected"), [(0.0, True), (0.5, True), (0.5001, False)])
@@ -45,3 +45,16 @@ def test_a_snapshot_does_not_change_afterwards():
     )
     with pytest.raises(TypeError):
         before.num_events[EventKind.ABORT] = 3
+
+
+def test_resumes_and_drops_add_up():
+    """A first start is no resume; a drop is a restart of each member, and its time is lost."""
+    recorder = StatisticsRecorder(num_failed=4)
+    twice = [make_request("a"), make_request("b")]
+    for run_s in (0.0, 0.25, 0.5):
+        batch = make_batch(*twice, run_s=run_s)
+        recorder.on_resume(batch)
+        recorder.on_drop(batch)
+    statistics = recorder.statistics()
+    assert (statistics.num_resumes, statistics.num_dropped, statistics.num_restarts) == (2, 3, 6)
+    assert (statistics.lost_s, statistics.num_failed) == (0.75, 4)

@@ -30,9 +30,21 @@ def test_predictions_follow_a_machine_that_is_slower_than_its_profile():
         error = decider.learn(Observation(1, 1000, 500_500.0, 3 * before_s))
     assert decider.present.predict_s([REQUEST]) == pytest.approx(3 * before_s, rel=0.1)
     described = decider.describe()
-    assert described["num_observed"] == 40
-    assert described["median_absolute_error"] == round(error.median_absolute, 4)
-    assert described["recent"][-1]["actual_s"] == 3 * before_s
+    last = described.pop("recent")[-1]
+    assert (last["num_uncached_tokens"], last["actual_s"]) == (1000, 3 * before_s)
+    assert last["predicted_s"] == pytest.approx(3 * before_s, rel=0.1)
+    cost = decider._calibration.cost
+    assert described == {
+        "num_observed": 40,
+        "num_observations": error.num_observations,
+        "median_absolute_error": round(error.median_absolute, 4),
+        "bias": round(error.bias, 4),
+        "margin": round(decider._calibration.margin, 4),
+        "base_s": cost.base_s,
+        "per_request_s": cost.per_request_s,
+        "per_token_s": cost.per_token_s,
+        "per_attention_pair_s": cost.per_attention_pair_s,
+    }
 
 
 def test_nothing_else_of_the_decider_changes():

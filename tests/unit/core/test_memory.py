@@ -133,6 +133,23 @@ def test_places_and_activations_come_free_when_a_prefill_ends():
     assert expected_wait_s([batch], [], shortage, now_s=5.0) == batch.batch.remaining_s
 
 
+def test_bytes_and_places_that_come_free_one_after_the_other_add_up():
+    """Two ends cover what one does not."""
+    first, second = ranked((1, 10, 1), (2, 10, 1))
+    first.batch.held_bytes = second.batch.held_bytes = 5
+    left_s = first.batch.remaining_s
+    for shortage in (Shortage(held_bytes=10), Shortage(num_batches=2)):
+        assert expected_wait_s([first, second], [], shortage, now_s=5.0) == 2 * left_s
+
+
+def test_one_token_short_is_short():
+    """It may not run on, and is waited for like one that lacks thousands."""
+    held = holding(1, 4000, due_s=20.0, num_missing_tokens=1)
+    later = make_request("later", ttft_slo_s=90.0, num_uncached_tokens=1)
+    decision = decide(held, waiting=[later], current=held)
+    assert decision == Wait("waiting requests are blocked")
+
+
 def test_what_is_overdue_is_not_counted_on():
     """A release in the past, or a batch that outran its prediction, may take for ever."""
     (late,) = ranked((1, 10, 9.0))

@@ -5,14 +5,21 @@ from dataclasses import replace
 
 import pytest
 
-from sglang_flowprefill.core import DecodePacing, EventKind, PrefillDecider, SEdf
+from sglang_flowprefill.core import (
+    AdmissionControl,
+    DecodePacing,
+    EventKind,
+    PrefillDecider,
+    SEdf,
+)
 from sglang_flowprefill.core.batching import BatchLimits
 from sglang_flowprefill.core.decision import DECODE_NEEDS_MEMORY, QUIET_WANTED
 from sglang_flowprefill.errors import ForwardError
+from sglang_flowprefill.loop.admission import Admission
 from sglang_flowprefill.loop.decode_clock import DecodeClock
 from sglang_flowprefill.loop.engine import Shortfall
 from sglang_flowprefill.loop.event_loop import EventLoop
-from sglang_flowprefill.loop.observer import Observer
+from sglang_flowprefill.loop.observer import Observer, Observers
 from sglang_flowprefill.loop.statistics import StatisticsObserver
 from sglang_flowprefill.sim import Arrival, MachineModel
 from sglang_flowprefill.sim.engine import SimulatedEngine
@@ -23,10 +30,14 @@ MACHINE = MachineModel(MS_PER_TOKEN, num_layers=10, decode_step_s=0.01)
 BROKEN = ForwardError(RuntimeError("an operator raised"))
 
 
-def arrival(name, at_s, num_tokens, ttft_slo_s=60.0, **kwargs):
+def arrival(name, at_s, num_tokens, ttft_slo_s=60.0, class_name="default", **kwargs):
     """Return one arrival."""
     request = make_request(
-        name, arrival_s=at_s, ttft_slo_s=ttft_slo_s, num_uncached_tokens=num_tokens
+        name,
+        arrival_s=at_s,
+        ttft_slo_s=ttft_slo_s,
+        class_name=class_name,
+        num_uncached_tokens=num_tokens,
     )
     return Arrival(request, **kwargs)
 
@@ -41,6 +52,7 @@ class FaultyEngine(SimulatedEngine):
     Attributes:
         broken: Ids of requests whose forward pass raises.
         failed: Ids of requests that were answered with an error.
+        refused: Reason and seconds to wait of those that were refused, by id.
         quiet_from_s: From here on a message waits for a quiet engine, once.
         quiet: Time and prefills in flight when it got one.
         has_next_chunks: False if no chunk but the first finds memory.
@@ -49,7 +61,7 @@ class FaultyEngine(SimulatedEngine):
 
     def __init__(self, machine, decider):
         super().__init__(machine, decider.must_reserve_all)
-        self.broken, self.failed = set(), []
+        self.broken, self.failed, self.refused = set(), [], {}
         self.quiet_from_s, self.quiet = None, []
         self.has_next_chunks = True
         self.has_room = lambda: True
@@ -75,6 +87,12 @@ class FaultyEngine(SimulatedEngine):
         assert error is BROKEN
         for request in self._give_back(work):
             self.failed.append(request.request_id)
+
+    def refuse(self, refused):
+        """Note what each was told."""
+        super().refuse(refused)
+        for request, verdict in refused:
+            self.refused[request.request_id] = (verdict.reason, verdict.retry_after_s)
 
     def start_next_chunk(self, work):
         """Find no memory if so told."""
@@ -277,6 +295,149 @@ def test_a_cancel_a_drop_and_an_abort_are_counted_apart():
     )
     assert statistics.num_events[EventKind.ABORT] == 1
     assert statistics.num_events[EventKind.KV_FREED] >= 2
+
+
+# ---- what observers are told ----
+
+
+class Script(Observer):
+    """Notes everything that it is told, in order, with whom and when."""
+
+    def __init__(self):
+        self.lines, self.rounds = [], []
+
+    def on_arrival(self, request):
+        """Note it."""
+        self._note("arrives", request.request_id)
+
+    def on_not_admitted(self, request, verdict):
+        """Note it."""
+        self._note("not admitted", request.request_id, verdict.reason)
+
+    def on_round(self, round_):
+        """Keep it."""
+        self.rounds.append(round_)
+
+    def on_preemption(self, preempted, by, now_s, reason):
+        """Note it."""
+        names = (cursor.prefill.requests[0].request_id for cursor in (preempted, by))
+        self._note("preempts", *names, now_s, reason, preempted.is_preempted)
+
+    def on_resume(self, cursor, now_s, reason):
+        """Note it."""
+        self._note("runs", self._name(cursor), now_s, reason)
+
+    def on_yield(self, cursor, now_s, cause, blocking_s):
+        """Note it."""
+        assert 0.0 <= blocking_s <= 0.42
+        self._note("yields", self._name(cursor), now_s, cause)
+
+    def on_chunk_end(self, cursor, now_s):
+        """Note it."""
+        self._note("ends a chunk", self._name(cursor), now_s)
+
+    def on_prefill_end(self, cursor, now_s):
+        """Note it."""
+        self._note("ends", cursor.started_as[0].request_id, now_s, cursor.prefill.state.value)
+
+    def on_first_token(self, request, now_s):
+        """Note it."""
+        self._note("first token", request.request_id, now_s)
+
+    def on_completion(self, request, end):
+        """Note it."""
+        self._note("completes", request.request_id, end)
+
+    def on_decode(self, start_s, end_s, num_requests):
+        """Note it."""
+        self._note("decodes", start_s, end_s, num_requests)
+
+    def _name(self, cursor):
+        return cursor.prefill.requests[0].request_id
+
+    def _note(self, *line):
+        self.lines.append(tuple(round(x, 6) if isinstance(x, float) else x for x in line))
+
+
+def script(world):
+    """Serve, and return what was told."""
+    told = Script()
+    world.loop._observers = Observers([told, world.statistics])
+    world.serve()
+    return told
+
+
+def test_observers_are_told_what_happens_in_its_order():
+    """A preemption, a suspension, a decode step and the ends, each with its time and reason."""
+    told = script(World(DOCUMENT, replace(URGENT, num_output_tokens=2)))
+    yield_s = told.lines[2][2]
+    assert told.lines[:1] == [("arrives", "document")]
+    assert told.lines == [
+        ("arrives", "document"),
+        ("runs", "document", 0.0, "first in policy order"),
+        ("yields", "document", yield_s, "simulated event"),
+        ("arrives", "urgent"),
+        ("preempts", "document", "urgent", yield_s, "preempts the current prefill", True),
+        ("runs", "urgent", yield_s, "preempts the current prefill"),
+        ("first token", "urgent", round(yield_s + 0.1, 6)),
+        ("ends", "urgent", round(yield_s + 0.1, 6), "finished"),
+        ("runs", "document", round(yield_s + 0.1, 6), "first in policy order"),
+        ("yields", "document", told.lines[9][2], "simulated event"),
+        ("decodes", told.lines[9][2], round(told.lines[9][2] + 0.01, 6), 1),
+        ("completes", "urgent", "length"),
+        ("runs", "document", round(told.lines[9][2] + 0.01, 6), told.lines[12][3]),
+        ("first token", "document", 8.11),
+        ("completes", "document", "length"),
+        ("ends", "document", 8.11, "finished"),
+    ]
+
+
+def test_a_prompt_in_chunks_tells_the_end_of_each():
+    """The last forward pass ends the prefill."""
+    told = script(World(DOCUMENT, machine=replace(MACHINE, max_chunk_tokens=3000)))
+    ends = [line for line in told.lines if line[0] in {"ends a chunk", "ends"}]
+    assert ends == [
+        ("ends a chunk", "document", 3.0),
+        ("ends a chunk", "document", 6.0),
+        ("ends", "document", 8.0, "finished"),
+    ]
+
+
+def test_observers_are_told_who_was_not_admitted_and_statistics_count_them():
+    """A refusal and a degradation by class; the others are counted as arrivals only."""
+    hopeless = [arrival(name, 1.0, 900, ttft_slo_s=0.1) for name in ("a", "b")]
+    hopeless.append(arrival("c", 1.0, 900, ttft_slo_s=0.1, class_name="soft"))
+    world = World(DOCUMENT, *hopeless)
+    mode_of = {"soft": "degrade"}.get
+    world.loop._admission = Admission(AdmissionControl("reject"), mode_of)
+    told = script(world)
+    reasons = {line[1]: line[2] for line in told.lines if line[0] == "not admitted"}
+    too_long = "too long for its deadline on an idle server"
+    assert reasons == {"a": too_long, "b": too_long, "c": "predicted to miss its deadline"}
+    assert world.engine.refused == {"a": (too_long, math.inf), "b": (too_long, math.inf)}
+    statistics = world.statistics
+    assert statistics.num_arrived == {"default": 3, "soft": 1}
+    assert statistics.num_rejected == {"default": 2}
+    assert statistics.num_degraded == {"soft": 1}
+
+
+def test_a_round_is_told_with_what_it_saw():
+    """Memory that comes free by itself is looked up only while somebody waits for memory."""
+    decoding = replace(arrival("decoding", 0.0, 100), num_output_tokens=500)
+    blocked = arrival("blocked", 3.0, 4000, ttft_slo_s=70.0)
+    document = arrival("document", 2.0, 8000, ttft_slo_s=60.0)
+    machine = replace(MACHINE, num_kv_tokens=9000)
+    told = script(World(decoding, document, blocked, machine=machine))
+    first, second = told.rounds[0], told.rounds[1]
+    assert [event.kind for event in first.events] == [EventKind.ARRIVAL]
+    assert first.decision.requests[0].request_id == "decoding"
+    assert (first.view.current, first.num_running) == (None, 0)
+    assert second.num_running == 1
+    assert first.start_s == first.end_s == 0.0
+    running = [r for r in told.rounds if r.view.current is not None and r.num_running]
+    assert running
+    assert running[0].view.current.requests[0].request_id == "document"
+    assert all(not r.view.releases for r in told.rounds if r.view.blocked is None)
 
 
 # ---- learning ----
