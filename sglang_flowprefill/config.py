@@ -54,7 +54,7 @@ class FlowPrefillConfig:
     default_slo_factor: float = _setting(
         "The default objective grows with the prompt: by this many times the predicted time of its "
         "prefill alone (0: it is the same for every prompt).",
-        default=5.0,
+        default=2.0,
         minimum=0.0,
     )
     slo_authority: str = _setting(

@@ -72,6 +72,38 @@ class _Contender:
 
 
 @dataclass(frozen=True, slots=True)
+class _Loan:
+    """What the first feasible candidate can lend to somebody who is late.
+
+    Attributes:
+        whole_s: Length of a prefill that it waits for to its end.
+        is_open: True while it has not waited for its share of the slack that it came with: until
+            then a prefill of any length may run, if nobody asked for its objective.
+        review_s: When to look again.
+    """
+
+    whole_s: float
+    is_open: bool
+    review_s: float
+
+    @classmethod
+    def of(cls, first: Candidate, share: float, now_s: float) -> "_Loan":
+        """Return what a candidate can lend; share 0 is nothing."""
+        slack_s = first.slack_s(now_s)
+        if share <= 0.0 or slack_s <= 0.0:
+            return cls(0.0, is_open=False, review_s=now_s)
+        whole_s = share * slack_s
+        open_s = slack_s - (1.0 - share) * (first.ttft_slo_s - first.remaining_s)
+        return cls(whole_s, open_s > 0.0, now_s + max(whole_s, open_s))
+
+    def covers(self, late: Candidate) -> bool:
+        """Tell whether somebody who is late may run before the lender."""
+        if late.is_degraded:
+            return False
+        return late.remaining_s < self.whole_s or (self.is_open and late.is_soft)
+
+
+@dataclass(frozen=True, slots=True)
 class _Round:
     """What one round has worked out.
 
@@ -155,7 +187,13 @@ class PrefillDecider:
     def candidates(self, requests: Sequence[PrefillRequest]) -> list[Candidate]:
         """Return what the policy sees of requests that wait for their prefill."""
         return [
-            Candidate(request.arrival_s, request.slo.ttft_s, alone_s, request.is_degraded)
+            Candidate(
+                request.arrival_s,
+                request.slo.ttft_s,
+                alone_s,
+                request.is_degraded,
+                is_soft=request.slo.is_soft,
+            )
             for request, alone_s in zip(requests, self.cost.predict_each_s(requests), strict=True)
         ]
 
@@ -208,8 +246,8 @@ class PrefillDecider:
             found = replace(found, head=late)
         decision = self._decide_for(late, found, view, now_s)
         if isinstance(decision, StartBatch | ResumeBatch):
-            spent_s = now_s + self._spare_s(first, now_s)
-            return replace(decision, review_s=min(decision.review_s, spent_s))
+            loan = _Loan.of(first.candidate, self.policy.lent_share, now_s)
+            return replace(decision, review_s=min(decision.review_s, loan.review_s))
         return decision
 
     def _decide_for(
@@ -254,39 +292,34 @@ class PrefillDecider:
     def _late_within_slack(
         self, first: _Contender, found: _Round, view: RoundView, now_s: float
     ) -> _Contender | None:
-        """Return the shortest doomed prefill, if it fits into the slack of the first in order.
+        """Return the shortest doomed prefill to which the first in order has slack to lend.
 
         It gets a key before all feasible ones and after the starving. Whoever it must not delay
-        may preempt it as soon as the slack no longer covers what is left of it; time alone does
-        not change that, unless it takes longer than predicted, for which there is a review.
+        preempts it once the loan is over, for which there is a review.
         """
-        least_s = self._spare_s(first, now_s)
-        if least_s <= 0.0 or found.blocked is not None:  # memory is short: strictly in order
-            return None
+        loan = _Loan.of(first.candidate, self.policy.lent_share, now_s)
+        if loan.review_s <= now_s or found.blocked is not None:
+            return None  # nothing to lend; or memory is short: strictly in order
         key = (first.key[0], -math.inf)
         shortest: _Contender | None = None
+        least_s = math.inf
         waiting = self._memo.of(view.waiting)
         late = [
             (candidate.remaining_s, index)
             for index, candidate in enumerate(waiting)
-            if candidate.latest_start_s <= now_s
-            and candidate.remaining_s < least_s
-            and not candidate.is_degraded
+            if candidate.latest_start_s <= now_s and loan.covers(candidate)
         ]
         if late:
             least_s, index = min(late)
             shortest = _Contender(key, waiting[index], index=index)
         for ranked in found.runnable:
             candidate, batch = ranked.candidate, ranked.batch
-            is_late = candidate.latest_start_s <= now_s and not candidate.is_degraded
-            if is_late and candidate.remaining_s <= least_s and not batch.has_outrun_prediction:
+            if candidate.latest_start_s > now_s or candidate.remaining_s > least_s:
+                continue
+            if loan.covers(candidate) and not batch.has_outrun_prediction:
                 least_s = candidate.remaining_s
                 shortest = _Contender(key, candidate, batch)
         return shortest
-
-    def _spare_s(self, first: _Contender, now_s: float) -> float:
-        """Return the part of a candidate's slack that somebody who is late may use."""
-        return self.policy.lent_share * first.candidate.slack_s(now_s)
 
     def _first_blocked(
         self, view: RoundView, ranked: Sequence[RankedBatch], now_s: float
@@ -422,7 +455,14 @@ class PrefillDecider:
         """Return the member that is first in order: the batch is as urgent as that one."""
         remaining_s = batch.remaining_s
         members = [
-            Candidate(r.arrival_s, r.slo.ttft_s, remaining_s, r.is_degraded, batch.predicted_s)
+            Candidate(
+                r.arrival_s,
+                r.slo.ttft_s,
+                remaining_s,
+                r.is_degraded,
+                batch.predicted_s,
+                is_soft=r.slo.is_soft,
+            )
             for r in batch.requests
         ]
         return min(members, key=lambda member: self.policy.key(member, now_s))

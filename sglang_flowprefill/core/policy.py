@@ -28,6 +28,7 @@ class Candidate:
         patience_s: What its waiting is measured by: its objective, or its own work if that is
             longer. A claim that nobody could meet makes a request late, not impatient.
         is_degraded: Admitted only to be served after others.
+        is_soft: Nobody asked for its objective.
         deadline_s: Latest time of a first token that meets the objective.
         latest_start_s: Latest time to run on undisturbed and meet the deadline. From then on it
             is doomed.
@@ -38,6 +39,7 @@ class Candidate:
     remaining_s: float
     patience_s: float
     is_degraded: bool
+    is_soft: bool
     deadline_s: float
     latest_start_s: float
 
@@ -48,11 +50,14 @@ class Candidate:
         remaining_s: float,
         is_degraded: bool = False,
         own_s: float = 0.0,
+        *,
+        is_soft: bool = False,
     ) -> None:
         self.arrival_s = arrival_s
         self.ttft_slo_s = ttft_slo_s
         self.remaining_s = remaining_s
         self.is_degraded = is_degraded
+        self.is_soft = is_soft
         self.patience_s = max(ttft_slo_s, remaining_s, own_s, MIN_PATIENCE_S)
         # Computed once: a round reads them for every request in the queue. In this one call: it is
         # most of what a request costs that a round sees for the first time.
@@ -76,6 +81,7 @@ class Candidate:
             self.remaining_s - margin_s,
             self.is_degraded,
             self.patience_s,
+            is_soft=self.is_soft,
         )
 
 

@@ -14,6 +14,8 @@ class Slo:
         decode_first: Its decode steps run when due, even if that makes a first token late.
         predicted_factor: ``ttft_s`` is yet to grow by this many times the predicted seconds of the
             prefill; 0 once it has (``grown``), or where it does not depend on the prompt.
+        is_soft: The server's own guess of what would be good, not what somebody asked for: late
+            is late, and still to be served soon.
     """
 
     ttft_s: float
@@ -21,13 +23,14 @@ class Slo:
     tpot_s: float | None = None
     decode_first: bool = False
     predicted_factor: float = 0.0
+    is_soft: bool = False
 
     def grown(self, predicted_s: float) -> "Slo":
         """Return the objective of a prompt whose prefill alone is predicted to take this long."""
         if not self.predicted_factor:
             return self
         ttft_s = self.ttft_s + self.predicted_factor * predicted_s
-        return replace(self, ttft_s=ttft_s, predicted_factor=0.0)
+        return replace(self, ttft_s=ttft_s, predicted_factor=0.0, is_soft=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,9 +291,9 @@ def test_an_objective_grows_by_the_predicted_time_where_nothing_is_stated():
     )
     default = growing.stamped_slo(growing.stamped_params(None, None, 0.0), 10)
     assert default == Slo(1.0, predicted_factor=5.0)
-    assert default.grown(2.0) == Slo(11.0)
+    assert default.grown(2.0) == Slo(11.0, is_soft=True)
     docs = growing.stamped_slo(growing.stamped_params(header(None, "docs"), None, 0.0), 10)
-    assert docs.grown(2.0) == Slo(6.2, "docs")
+    assert docs.grown(2.0) == Slo(6.2, "docs", is_soft=True)
     stated = growing.stamped_slo(growing.stamped_params(header("250", "docs"), None, 0.0), 10)
     assert stated == Slo(0.25, "docs")
 

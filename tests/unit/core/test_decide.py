@@ -166,6 +166,19 @@ def test_a_late_prefill_that_runs_goes_on_while_what_is_left_fits():
     assert started(decision) == ["loose"]
 
 
+def test_a_late_prompt_that_nobody_gave_an_objective_may_be_of_any_length():
+    """It runs until the first feasible one has waited for a quarter of what it came with."""
+    late = make_request("unlabelled", ttft_slo_s=0.5, num_uncached_tokens=2500)
+    late = replace(late, slo=replace(late.slo, is_soft=True))
+    chat = make_request("chat", arrival_s=10.0, ttft_slo_s=1.1, num_uncached_tokens=100)
+    decision = decide(now_s=10.0, waiting=[chat, late])
+    assert started(decision) == ["unlabelled"]
+    assert decision.review_s == pytest.approx(10.25)
+    assert started(decide(now_s=10.2501, waiting=[chat, late])) == ["chat"]
+    stated = replace(late, slo=replace(late.slo, is_soft=False))
+    assert started(decide(now_s=10.0, waiting=[chat, stated])) == ["chat"]
+
+
 def test_nobody_lends_where_memory_is_short():
     """A request that found no memory waits in its order; others do not take what comes free."""
     chat = make_request("late chat", ttft_slo_s=0.001, num_uncached_tokens=64)
