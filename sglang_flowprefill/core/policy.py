@@ -58,9 +58,16 @@ class Candidate:
         self.remaining_s = remaining_s
         self.is_degraded = is_degraded
         self.is_soft = is_soft
-        self.patience_s = max(ttft_slo_s, remaining_s, own_s, MIN_PATIENCE_S)
-        # Computed once: a round reads them for every request in the queue. In this one call: it is
-        # most of what a request costs that a round sees for the first time.
+        # Computed once: a round reads them for every request in the queue. In this call alone,
+        # not even max(): it is most of what a request costs that a round sees for the first time.
+        patience_s = MIN_PATIENCE_S
+        if ttft_slo_s > patience_s:  # noqa: PLR1730
+            patience_s = ttft_slo_s
+        if remaining_s > patience_s:  # noqa: PLR1730
+            patience_s = remaining_s
+        if own_s > patience_s:  # noqa: PLR1730
+            patience_s = own_s
+        self.patience_s = patience_s
         self.deadline_s = deadline_s = arrival_s + ttft_slo_s
         self.latest_start_s = deadline_s - remaining_s
 
