@@ -53,6 +53,7 @@ NAVIGATION = {
         "explanation/limits",
         "explanation/*",
     ],
+    "Results": ["results"],
     "Decisions": ["adr/README", "adr/*"],
 }
 """Pages by caption. What only a pattern names comes after the others, by file name."""

@@ -116,7 +116,19 @@ def _num_ranks(asked: argparse.Namespace, in_file: dict[str, Any]) -> int:
 
 
 def _announce(url: str, model_path: str) -> None:
-    print(f"\nFlowPrefill serves {model_path}\n  at {url}\n", flush=True)
+    body = (
+        '{"model": "default", "max_tokens": 32, '
+        '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
+    )
+    print(
+        f"\nFlowPrefill serves {model_path}\n"
+        f"  at         {url}\n"
+        f"  live page  {url}/flowprefill\n"
+        f"  try it     curl {url}/v1/chat/completions -H 'content-type: application/json' "
+        f"-d '{body}'\n"
+        "  stop it    Ctrl-C\n",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -38,6 +38,20 @@ def test_links_lead_somewhere(page):
     assert [t for t in local if not (page.parent / t).exists()] == []
 
 
+UNUSUAL = re.compile(r"\b(?:bears?|bore|borne|anew)\b|objectives x ", re.IGNORECASE)
+"""Words for which the field has others: sustained, again, SLO scale."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if p.parent.name != "adr" and p.name != "CHANGELOG.md"],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_pages_use_the_words_of_the_field(page):
+    """No page says "bore 2 requests/s" for "sustained 2 requests/s"."""
+    assert UNUSUAL.findall(page.read_text(encoding="utf-8")) == []
+
+
 DASHBOARD = json.loads((ROOT / "docs/grafana/flowprefill.json").read_text(encoding="utf-8"))
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 

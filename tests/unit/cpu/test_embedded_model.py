@@ -1,6 +1,7 @@
 """The embedded model is found, verified, converted once, and its absence is explained."""
 
 import hashlib
+import json
 import sys
 
 import pytest
@@ -45,6 +46,7 @@ def conversions(monkeypatch):
         calls.append((source, dtype))
         target.mkdir(parents=True)
         (target / "config.json").write_text("{}")
+        (target / "generation_config.json").write_text('{"eos_token_id": 2}')
         on_progress(1, 1)
 
     monkeypatch.setattr(embedded_model, "convert", convert)
@@ -58,6 +60,13 @@ def test_the_model_is_converted_once_per_dtype(package, conversions, cache):
     assert path == cache / "models" / "SmolLM2-135M-Instruct-bfloat16"
     assert embedded_model_path("float32") != path
     assert conversions == [(package, "bfloat16"), (package, "float32")]
+
+
+@pytest.mark.usefixtures("package", "conversions")
+def test_the_model_comes_with_its_recommended_sampling():
+    """A request without a temperature gets the one of the model's authors, not SGLang's 1."""
+    generation = json.loads((embedded_model_path() / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": 2, "do_sample": True, "temperature": 0.2, "top_p": 0.9}
 
 
 def test_a_cached_model_needs_no_package(package, conversions):
