@@ -524,6 +524,26 @@ UPSTREAM_HTTP = (
         releases=_WITH_PLUGINS,
     ),
     UpstreamSymbol(
+        "environ.Envs.SGLANG_HTTP_SERVER_APP_PATH",
+        "http/hooks.py",
+        "the application of several tokenizer workers",
+        releases=("0.5.23",),
+    ),
+    UpstreamSymbol(
+        "managers.multi_tokenizer_mixin.get_main_process_id",
+        "http/worker.py",
+        "names the settings of workers",
+        (),
+        releases=("0.5.23",),
+    ),
+    UpstreamSymbol(
+        "managers.multi_tokenizer_mixin.read_from_shared_memory",
+        "http/worker.py",
+        "settings of workers",
+        ("name",),
+        releases=("0.5.23",),
+    ),
+    UpstreamSymbol(
         "entrypoints.http_server.launch_server",
         "launch.py",
         "the server",

@@ -67,10 +67,11 @@ def refused_settings(settings: Any, *, is_strict: bool = False) -> list[str]:
         settings: SGLang's ``ServerArgs``, as the user wrote it.
         is_strict: What is taken over, or only read, is refused too.
     """
+    defaults = _defaults_of(settings)
     problems = [
         f"--{field.replace('_', '-')} {getattr(settings, field)}: {why}"
         for field, why in releases.startup().ALSO_REFUSED.items()
-        if getattr(settings, field, None)
+        if getattr(settings, field, None) not in {None, defaults.get(field)}
     ]
     for judged in judged_settings(settings):
         rule = judged.rule

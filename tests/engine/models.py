@@ -60,6 +60,33 @@ FAMILIES = {
     ),
     "phi3": Family("phi3", {"sliding_window": None, "pad_token_id": 2}),
     "olmo2": Family("olmo2"),
+    "granite": Family("granite"),
+    "ernie4_5": Family("ernie4_5"),
+    "glm4": Family(
+        "glm4", {"partial_rotary_factor": 0.5, "pad_token_id": 2, "tie_word_embeddings": False}
+    ),
+    "glm4_moe": Family(
+        "glm4_moe",
+        {
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 64,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "partial_rotary_factor": 0.5,
+        }
+        | _EXPERTS,
+    ),
+    "cohere2": Family(
+        "cohere2",
+        {
+            "sliding_window": SLIDING_WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "pad_token_id": 0,
+        },
+        num_layers=4,
+    ),
 }
 
 

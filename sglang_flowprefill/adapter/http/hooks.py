@@ -1,9 +1,11 @@
 """Hooks of the process that speaks HTTP: arrival stamps and SLOs, validated before tokenizing."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import fastapi
 from starlette.middleware import Middleware
 
 from sglang_flowprefill.adapter.flags import can_reject, config_of, slo_classes_of, state_address_of
@@ -14,16 +16,31 @@ from sglang_flowprefill.api.http import SloMiddleware, take_header
 from sglang_flowprefill.api.request_features import require_servable
 from sglang_flowprefill.api.slo import HeaderSlo, SloResolver, with_own_fields
 
+_APP_PATH_VARIABLE = "SGLANG_HTTP_SERVER_APP_PATH"
+_WORKER_APP = "sglang_flowprefill.adapter.http.worker:app"
 _RESOLVER_ATTRIBUTE = "_flowprefill_resolver"
 
 
 def add_middleware(server_args: Any, *_args: Any, **_kwargs: Any) -> None:
-    """Put ``SloMiddleware`` before SGLang's routes, and add ours to them.
+    """Put ``SloMiddleware`` before SGLang's routes, here or in the workers to come.
 
     BEFORE hook of ``http_server.launch_server``.
     """
     from sglang.srt.entrypoints.http_server import app  # noqa: PLC0415 (heavy, this process only)
 
+    if server_args.tokenizer_worker_num > 1:
+        os.environ[_APP_PATH_VARIABLE] = _WORKER_APP
+    else:
+        put_middleware(app, server_args)
+
+
+def put_middleware(app: fastapi.FastAPI, server_args: Any) -> None:
+    """Put ``SloMiddleware`` before an application's routes, and add ours to them.
+
+    Args:
+        app: SGLang's, not serving yet.
+        server_args: SGLang's settings, with ours on them.
+    """
     classes = slo_classes_of(server_args)
     # Innermost: SGLang's CORS headers and API keys come first, for our errors too.
     app.user_middleware.append(

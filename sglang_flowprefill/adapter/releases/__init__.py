@@ -33,6 +33,7 @@ class Release:
     lacks: tuple[str, ...] = ()
 
 
+_LACKS_WORKERS = "`--tokenizer-worker-num` above 1, which is refused"
 _LACKS_0_5_10 = (
     (
         "a plugin system: SGLang's own launch commands need the patch set, "
@@ -43,6 +44,7 @@ _LACKS_0_5_10 = (
         "are refused at start-up"
     ),
     "`--enable-attn-tp-input-scattered`, which is refused",
+    _LACKS_WORKERS,
     "a packed LM head on the CPU",
     "tiles of FlashInfer's attention",
     "`SGLANG_FLOWPREFILL=kernels`",
@@ -52,7 +54,7 @@ _LACKS_0_5_10 = (
 
 RELEASES = (
     Release("0.5.10.post1", "startup_0_5_10", "scheduling_0_5_10", _LACKS_0_5_10),
-    Release("0.5.22", "startup_0_5_23", "scheduling_0_5_22"),
+    Release("0.5.22", "startup_0_5_23", "scheduling_0_5_22", (_LACKS_WORKERS,)),
     Release("0.5.23", "startup_0_5_23", "scheduling_0_5_23"),
 )
 """Oldest first."""

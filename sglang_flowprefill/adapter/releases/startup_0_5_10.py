@@ -29,7 +29,8 @@ HAS_ABORT_HOOK = False
 ALSO_REFUSED = {
     "enable_attn_tp_input_scattered": (
         "it keeps per-forward state that a suspended prefill would find overwritten"
-    )
+    ),
+    "tokenizer_worker_num": "its workers load no plugins: SLOs would be lost",
 }
 
 

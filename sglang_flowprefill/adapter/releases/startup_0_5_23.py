@@ -3,6 +3,7 @@
 from typing import Any
 
 from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES
+from sglang.srt.environ import envs
 from sglang.srt.plugins import load_plugins
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
@@ -25,7 +26,11 @@ SETTINGS_METHOD = "resolve_once"
 MODEL_READY_METHOD = "init_attention_backends"
 """Method of ``ModelRunner`` after which a model is complete; None: there is no such moment."""
 
-ALSO_REFUSED: dict[str, str] = {}
+ALSO_REFUSED = (
+    {}
+    if hasattr(envs, "SGLANG_HTTP_SERVER_APP_PATH")  # 0.5.23, not 0.5.22
+    else {"tokenizer_worker_num": "its workers load no plugins: SLOs would be lost"}
+)
 """Settings to refuse that the newest release honours, with the reason."""
 
 HAS_ABORT_HOOK = True
