@@ -165,7 +165,10 @@ def _words_of_record(line: str) -> list[str]:
     for name, value in flags.items():
         action = _option(f"--{name}")
         has_value = isinstance(action, argparse.Action) and action.nargs != 0
-        text = "" if value in {None, True, "#"} else str(value)  # a comment is no value
+        if value is False:
+            continue
+        is_bare = value is None or value is True or value == "#"  # a comment is no value
+        text = "" if is_bare else str(value)
         given = [text] if text else [_UNKNOWN_VALUE] if has_value else []
         words += [f"--{name}", *given]
     return ["-m", *words]

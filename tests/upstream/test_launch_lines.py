@@ -74,6 +74,17 @@ def test_a_variable_is_judged_by_the_values_that_are_served():
     assert judge_line("--speculative-algorithm ?").verdict == "refused"
 
 
+def test_values_of_a_record_are_taken_as_they_are_written():
+    """Numbers, switches that are off, and nested values."""
+    flags = {"tp-size": 1, "nnodes": 2, "enable-lora": False, "enable-metrics": True, "x": [1]}
+    answer = judge_line(json.dumps({"flags": flags}))
+    assert answer.flags["--tp-size"].value == "1"
+    assert answer.flags["--nnodes"].answer == "refused"
+    assert answer.flags.keys() == {"--tp-size", "--nnodes", "--enable-metrics", "--x"} | (
+        {"[1]"} & answer.flags.keys()
+    )
+
+
 def test_a_config_file_is_judged_where_it_is_there(tmp_path):
     """Its settings count like flags, which go before it; of a missing one nothing is said."""
     file = tmp_path / "server.yaml"
