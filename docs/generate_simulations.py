@@ -57,7 +57,7 @@ def main(trace: Path) -> None:
     """Write both pages."""
     with gzip.open(trace, "rt", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    (FOLDER / "reports/paper-simulated.md").write_text(paper_page(rows), encoding="utf-8")
+    (FOLDER / "reference/paper-simulated.md").write_text(paper_page(rows), encoding="utf-8")
     (FOLDER / "reference/simulator-errors.md").write_text(errors_page(rows), encoding="utf-8")
 
 

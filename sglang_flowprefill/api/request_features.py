@@ -143,7 +143,7 @@ def require_servable(request: Any, vocabulary_size: int) -> None:
     Raises:
         RequestError: Names the field at fault; HTTP 400.
     """
-    for guarded in _guarded_fields(type(request)):
+    for guarded in _guarded_fields(type(request)):  # type: ignore[arg-type]  # types are hashable
         value = getattr(request, guarded.name, None)
         if not any(type(value) is type(u) and value == u for u in guarded.unused):
             raise RequestError(guarded.name, f"is not served with FlowPrefill: {guarded.why}")
@@ -163,8 +163,11 @@ def _guarded_fields(kind: type) -> Sequence[_Guarded]:
     for spec in fields(kind):
         if spec.name in HONOURED:
             continue
-        default = spec.default if spec.default_factory is MISSING else spec.default_factory()
-        default = _NO_DEFAULT if default is MISSING else default
+        default: Any = spec.default
+        if spec.default_factory is not MISSING:
+            default = spec.default_factory()
+        elif default is MISSING:
+            default = _NO_DEFAULT
         why = REFUSED.get(spec.name, _UNKNOWN)
         guarded.append(_Guarded(spec.name, (default, None, False), why))
     return guarded
