@@ -21,6 +21,18 @@ FlowPrefillError
 └── ModelConversionError     the embedded model could not be made; its kinds are in ``cpu/``
 """
 
+_MAX_QUOTED_CHARS = 64
+
+
+def quoted(value: object) -> str:
+    """Return what an error shows of what somebody sent: its beginning, without control codes."""
+    if isinstance(value, str):
+        return repr(value[:_MAX_QUOTED_CHARS])
+    try:
+        return repr(value)[:_MAX_QUOTED_CHARS]
+    except ValueError:  # Python does not write integers of more than 4300 digits
+        return "a number of thousands of digits"
+
 
 class FlowPrefillError(Exception):
     """Base of all errors of this package."""

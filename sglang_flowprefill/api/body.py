@@ -9,7 +9,7 @@ and ignored.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sglang_flowprefill.errors import SloError
+from sglang_flowprefill.errors import SloError, quoted
 
 TTFT_SLO_KEY = "ttft_slo_ms"
 TPOT_SLO_KEY = "tpot_slo_ms"
@@ -68,7 +68,7 @@ def stated_in(body: Any) -> dict[str, Any]:
             if value is None:
                 continue
             if name in found and found[name] != value:
-                said = f"says {str(found[name])[:64]!r} and, elsewhere, {str(value)[:64]!r}"
+                said = f"says {quoted(found[name])} and, elsewhere, {quoted(value)}"
                 raise SloError(name, said)
             found[name] = value
     for path in _misplaced(body, ()):

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sglang_flowprefill.api.body import SLO_KEYS
-from sglang_flowprefill.errors import RequestError
+from sglang_flowprefill.errors import RequestError, quoted
 
 _PROMPT = "the prompt"
 _SAMPLING = "sampling, after the forward pass"
@@ -182,8 +182,10 @@ def _sampling_params(request: Any) -> Iterator[Mapping[str, Any]]:
 
 def _require_known_tokens(name: str, ids: Any, vocabulary_size: int) -> None:
     """Refuse token ids that the model has no embedding for."""
-    if ids is None or len(ids) == 0:
+    if ids is None:
         return
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        raise RequestError(name, f"must be a list of token ids, got {quoted(ids)}")
     kinds = set(map(type, ids))
     is_of_several = bool(kinds & {list, tuple})
     for row in ids if is_of_several else [ids]:
@@ -191,12 +193,12 @@ def _require_known_tokens(name: str, ids: Any, vocabulary_size: int) -> None:
             continue
         wrong_kinds = {type(row)} - {list, tuple} if is_of_several else kinds - {int}
         if wrong_kinds or not {int}.issuperset(map(type, row)):
-            raise RequestError(name, f"must hold token ids, got {str(row)[:64]!r}")
+            raise RequestError(name, f"must hold token ids, got {quoted(row)}")
         if not row:
             continue
         least, most = min(row), max(row)
         if least < 0 or most >= vocabulary_size:
             wrong = least if least < 0 else most
             raise RequestError(
-                name, f"has no token {wrong}: the model's are 0 to {vocabulary_size - 1}"
+                name, f"has no token {quoted(wrong)}: the model's are 0 to {vocabulary_size - 1}"
             )

@@ -25,7 +25,7 @@ from sglang_flowprefill.api.classes import (
     ttft_problem,
 )
 from sglang_flowprefill.core import Slo
-from sglang_flowprefill.errors import SloError
+from sglang_flowprefill.errors import SloError, quoted
 
 __all__ = ["HeaderSlo", "SloClass", "SloClasses", "SloResolver", "load_slo_classes"]
 
@@ -108,7 +108,9 @@ def read_headers(
             meaning = HEADERS[name]
             before = said.setdefault(meaning, (name, value))
             if before[1] != value:
-                raise SloError(name, f"says {value[:64]!r} but {before[0]} says {before[1][:64]!r}")
+                raise SloError(
+                    name, f"says {quoted(value)} but {before[0]} says {quoted(before[1])}"
+                )
         elif name in matched:  # what repeating a header means in HTTP
             others[name] = value if name not in others else f"{others[name]}, {value}"
     return HeaderSlo(
@@ -234,7 +236,7 @@ class SloResolver:
         class_name = _agreed(CLASS_HEADER, said.class_name, CLASS_KEY, custom_params.get(CLASS_KEY))
         if class_name is not None and not self._is_known(class_name):
             known = ", ".join(sorted(self.classes.by_name)) or "none (see --flowprefill-slo-config)"
-            raise SloError(CLASS_KEY, f"unknown SLO class {str(class_name)[:64]!r}; known: {known}")
+            raise SloError(CLASS_KEY, f"unknown SLO class {quoted(class_name)}; known: {known}")
         stated = _Stated(
             class_name,
             _agreed(
@@ -326,14 +328,14 @@ def with_own_fields(custom_params: Any, own_fields: Mapping[str, Any]) -> Any:
     for name, value in stated.items():
         inner = custom_params.get(name)
         if inner is not None and inner != value:
-            said = f"says {str(value)[:64]!r} but custom_params.{name} says {str(inner)[:64]!r}"
+            said = f"says {quoted(value)} but custom_params.{name} says {quoted(inner)}"
             raise SloError(name, said)
     return {**custom_params, **stated}
 
 
 def _agreed(header_name: str, from_header: Any, body_name: str, from_body: Any) -> Any:
     if from_header is not None and from_body is not None and from_header != from_body:
-        said = f"says {from_header!r} but {body_name} in the body says {from_body!r}"
+        said = f"says {quoted(from_header)} but {body_name} in the body says {quoted(from_body)}"
         raise SloError(header_name, said)
     return from_body if from_header is None else from_header
 
@@ -345,7 +347,7 @@ def _parse_header_ms(said: tuple[str, str] | None, problem: Problem) -> float | 
     try:
         value = float(text)
     except ValueError:
-        raise SloError(name, f"must be milliseconds, got {text[:64]!r}") from None
+        raise SloError(name, f"must be milliseconds, got {quoted(text)}") from None
     return _checked_ms(name, value, problem)
 
 
@@ -353,7 +355,7 @@ def _parse_body_ms(name: str, value: Any, problem: Problem) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SloError(name, f"must be a number of milliseconds, got {str(value)[:64]!r}")
+        raise SloError(name, f"must be a number of milliseconds, got {quoted(value)}")
     try:
         return _checked_ms(name, float(value), problem)
     except OverflowError:

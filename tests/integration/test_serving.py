@@ -206,7 +206,7 @@ def test_pause_in_place_keeps_a_suspended_prefill(server, long_prefill):
     server.require_healthy()
 
 
-BAD_SLOS = [0, -5, "250", "fast", 1e12, True, [250], {"ms": 250}]
+BAD_SLOS = [0.5, -5, "250", "fast", 1e12, True, [250], {"ms": 250}]
 
 
 @pytest.mark.parametrize("route", ["/generate", "/v1/completions", "/v1/chat/completions"])
@@ -234,7 +234,7 @@ def test_bad_slo_in_the_body_is_http_400(server, route, value, stream):
 @pytest.mark.parametrize(
     "headers",
     [
-        [("x-slo-ttft-ms", "0")],
+        [("x-slo-ttft-ms", "0.5")],
         [("x-slo-ttft-ms", "nan")],
         [("x-slo-ttft-ms", "soon")],
         [("x-slo-class", "no such class")],
