@@ -52,7 +52,7 @@ MODEL_CACHE = $${SGLANG_FLOWPREFILL_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/sgl
 
 .PHONY: help serve demo setup model test lint docs test-unit test-triton test-server
 .PHONY: release-check gpu-check peers headline browser older test-older
-.PHONY: clean clean-peers clean-older demo-clean
+.PHONY: chaos clean clean-peers clean-older demo-clean
 
 help:
 	@echo 'make serve [PORT=30000] [ARGS="--model-path DIR ..."]   install if needed, then serve'
@@ -65,6 +65,7 @@ help:
 	@echo 'make gpu-check    on a machine with a GPU: its tests, then bench gpu'
 	@echo 'make peers        install vLLM for the CPU, which the bench can measure beside us (2.5 GB)'
 	@echo 'make headline     max goodput against every peer, and its page (about an hour, nothing else running)'
+	@echo 'make chaos        aborts, killed and slow clients, little memory: 20,000 requests'
 	@echo 'make older        environments with older releases of SGLang; make test-older: patch, serve, revert'
 	@echo 'make clean        remove .venv and the caches of tools; make clean-peers, clean-older: the others'
 	@echo 'make demo-clean   the same, and the converted model'
@@ -124,6 +125,11 @@ test-triton: $(REAL_TRITON_STAMP)
 test-server: $(TOOLS_STAMP) browser model
 	$(SAY) 'Tests with a real server (minutes)'
 	$(BIN)/python -m pytest -m server
+
+# 20,000 requests over three seeds; CI runs 300.
+chaos: $(TOOLS_STAMP) model
+	$(SAY) 'A storm of requests, most of which end before their time (an hour or more)'
+	CHAOS_REQUESTS=6700 CHAOS_SEEDS=3 $(BIN)/python -m pytest -s -m server tests/chaos
 
 # Builds into dist/, then installs the wheel beside nothing of this folder and serves with it.
 release-check: $(TOOLS_STAMP) model

@@ -9,11 +9,20 @@ pytestmark = pytest.mark.server
 TUTORIAL = ROOT / "docs/tutorial/ten-minutes.md"
 
 
-@pytest.mark.parametrize("block", [b for b in blocks("server") if b.page != TUTORIAL], ids=str)
+@pytest.mark.parametrize(
+    "block", [b for b in blocks("server") if b.page not in (TUTORIAL, ROOT / "README.md")], ids=str
+)
 def test_examples_run_against_a_server(server, block):
     """No command of a page fails."""
     block.run(server.url)
     server.require_healthy()
+
+
+def test_the_readmes_request_is_answered_with_paris(server):
+    """A newcomer's first answer makes sense, and ends."""
+    (first,) = [block for block in blocks("server") if block.page == ROOT / "README.md"]
+    for _ in range(3):
+        assert "Paris" in first.run(server.url)
 
 
 def test_the_tutorial_shows_an_urgent_request_overtaking_a_long_one(server):
