@@ -18,7 +18,8 @@ from bench.gpu.fused import FUSED_OPS
 from bench.gpu.llama import LLAMA_8B_LAYER, Llama, random_llama
 from bench.gpu.options import GpuOptions, gpu_options
 from bench.gpu.rates import measure_ceilings
-from bench.gpu.report import CutResult, GpuReport, LengthResult
+from bench.gpu.report import GpuReport
+from bench.gpu.result import CutResult, LengthResult
 from bench.gpu.roofline import measure_kernels
 from bench.gpu.small_costs import measure_doorbell_stops, measure_small_costs
 from bench.gpu.tile_shapes import measure_tile_shapes

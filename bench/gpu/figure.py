@@ -2,7 +2,6 @@
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 
@@ -12,13 +11,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-if TYPE_CHECKING:
-    from bench.gpu.report import LengthResult
+from bench.gpu.result import LengthResult
 
 _COLOURS = mpl.color_sequences["tab20"]
 
 
-def draw_gpu(title: str, lengths: "list[LengthResult]", path: Path) -> None:
+def draw_gpu(title: str, lengths: list[LengthResult], path: Path) -> None:
     """Write the picture as PNG."""
     lengths = sorted(lengths, key=lambda length: length.num_tokens)
     figure, axes = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
