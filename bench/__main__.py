@@ -20,7 +20,7 @@ from bench.arguments import (
 )
 from bench.blocking.command import run_blocking
 from bench.blocking.options import add_blocking_arguments
-from bench.compare import run_compare, run_replay
+from bench.comparison.command import run_compare, run_replay
 from bench.demo.command import add_demo_arguments, run_demo
 from bench.errors import BenchError
 from bench.goodput.command import run_goodput

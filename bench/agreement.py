@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arguments import add_option_fields, config_of, options_of, server_options
-from bench.client import http_session
-from bench.engines.engine import Endpoint
+from bench.comparison.report import measured_on, new_folder, result_console, result_head, write_json
 from bench.errors import ServerError
-from bench.progress import progress_bar
-from bench.prompts import UniquePrompts
-from bench.report import measured_on, new_folder, result_console, result_head, write_json
-from bench.servers import ServerDescription, running_server
+from bench.results.progress import progress_bar
+from bench.systems.client import http_session
+from bench.systems.engine import Endpoint
+from bench.systems.servers import ServerDescription, running_server
+from bench.workloads.prompts import UniquePrompts
 
 _LIMIT_S = 600.0
 _NUM_CANDIDATES = 5

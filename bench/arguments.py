@@ -8,11 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.engines.engine import ServerOptions
 from bench.errors import UsageError
-from bench.provenance import without_folders
-from bench.replay import ReplayOptions
-from bench.systems import SYSTEMS, system_named
+from bench.replaying.replay import ReplayOptions
+from bench.results.provenance import without_folders
+from bench.systems.engine import ServerOptions
+from bench.systems.named import SYSTEMS, system_named
 from bench.workloads.workload import WorkloadSpec
 
 Options = TypeVar("Options")

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arguments import add_option_fields, config_of, options_of, server_options
-from bench.client import get_json, http_session, timed_prompt
-from bench.engines.engine import Endpoint
-from bench.progress import progress_bar
-from bench.prompts import UniquePrompts
-from bench.report import measured_on, new_folder, result_console, result_head, write_json
-from bench.servers import running_server
+from bench.comparison.report import measured_on, new_folder, result_console, result_head, write_json
+from bench.results.progress import progress_bar
+from bench.systems.client import get_json, http_session, timed_prompt
+from bench.systems.engine import Endpoint
+from bench.systems.servers import running_server
+from bench.workloads.prompts import UniquePrompts
 
 mpl.use("Agg")  # before pyplot: machines that measure have no display
 

@@ -23,14 +23,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arguments import add_option_fields, config_of, options_of, server_options
-from bench.client import StreamTiming, http_session, timed_generate
-from bench.engines.engine import Endpoint
+from bench.comparison.report import measured_on, new_folder, result_console, result_head, write_json
 from bench.errors import ServerError
-from bench.metrics import percentile
-from bench.prompts import UniquePrompts
-from bench.report import measured_on, new_folder, result_console, result_head, write_json
-from bench.servers import ServerDescription, running_server
-from bench.slo import write_slo_classes
+from bench.replaying.metrics import percentile
+from bench.systems.client import StreamTiming, http_session, timed_generate
+from bench.systems.engine import Endpoint
+from bench.systems.servers import ServerDescription, running_server
+from bench.workloads.prompts import UniquePrompts
+from bench.workloads.slo import write_slo_classes
 
 STREAM_CLASS, LONG_CLASS = "stream", "long"
 _LIMIT_S = 600.0

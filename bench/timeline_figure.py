@@ -19,10 +19,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from bench.blocking.waits import Window, running_in
-from bench.client import http_session, timed_prompt
-from bench.engines.engine import ServerOptions
-from bench.prompts import UniquePrompts
-from bench.servers import running_server
+from bench.systems.client import http_session, timed_prompt
+from bench.systems.engine import ServerOptions
+from bench.systems.servers import running_server
+from bench.workloads.prompts import UniquePrompts
 from sglang_flowprefill.observe.timeline_reader import RecordedTimeline, RunningSlice, read_timeline
 
 LONG_TOKENS = 4000

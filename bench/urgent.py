@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.arguments import add_option_fields, config_of, options_of, server_options
-from bench.client import StreamTiming, http_session, timed_prompt
-from bench.engines.engine import Endpoint
-from bench.metrics import percentile
-from bench.prompts import UniquePrompts
-from bench.report import measured_on, new_folder, result_console, result_head, write_json
-from bench.servers import ServerDescription, running_server
-from bench.slo import ttft_slos_s, write_slo_classes
+from bench.comparison.report import measured_on, new_folder, result_console, result_head, write_json
+from bench.replaying.metrics import percentile
+from bench.systems.client import StreamTiming, http_session, timed_prompt
+from bench.systems.engine import Endpoint
+from bench.systems.servers import ServerDescription, running_server
+from bench.workloads.prompts import UniquePrompts
+from bench.workloads.slo import ttft_slos_s, write_slo_classes
 
 URGENT_CLASS = "text"
 LONG_CLASS = "file"

@@ -24,10 +24,10 @@ from bench.arguments import (
     workload_spec,
 )
 from bench.blocking.sending import require_shared_clock
-from bench.compare import class_slos_s, replay_with_progress
-from bench.report import measured_on, new_folder, result_console, result_head, write_json
-from bench.servers import RunningServer, ServerDescription, running_server
-from bench.slo import write_slo_classes
+from bench.comparison.command import class_slos_s, replay_with_progress
+from bench.comparison.report import measured_on, new_folder, result_console, result_head, write_json
+from bench.systems.servers import RunningServer, ServerDescription, running_server
+from bench.workloads.slo import write_slo_classes
 
 SYSTEM = "flowprefill"
 RESULT = "result.json"

@@ -12,9 +12,9 @@ import psutil
 
 from bench.ablation.points import ServerUse
 from bench.blocking.waits import Window, operator_durations_s, running_in, uniform_arrival
-from bench.client import get_json, http_session
 from bench.errors import ServerError
-from bench.metrics import percentile
+from bench.replaying.metrics import percentile
+from bench.systems.client import get_json, http_session
 from sglang_flowprefill.observe.timeline_reader import RunningSlice, read_timeline
 
 _SCHEDULER = "scheduler"  # what SGLang calls the process, in its title

@@ -8,9 +8,9 @@ from statistics import median
 from typing import Any
 
 from bench.errors import UsageError
-from bench.metrics import ReplaySummary, median_by_class, summarise
-from bench.paired import Spread, spread
-from bench.replay import RequestRow
+from bench.replaying.metrics import ReplaySummary, median_by_class, summarise
+from bench.replaying.row import RequestRow
+from bench.results.paired import Spread, spread
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from rich.table import Table
 from bench.ablation.points import AblationLevel
 from bench.ablation.variations import DEFAULT, VARIATIONS
 from bench.goodput.numbers import share_text
-from bench.picture import INK, SERIES, canvas, save
+from bench.results.picture import INK, SERIES, canvas, save
 
 _NOTHING = "-"
 

@@ -26,10 +26,10 @@ from bench.blocking.options import (
 from bench.blocking.report import Report
 from bench.blocking.sending import measure_granularity, require_shared_clock
 from bench.blocking.tax import measure_tax
-from bench.engines.engine import ServerOptions
-from bench.progress import progress_bar
-from bench.report import new_folder, result_console
-from bench.servers import running_server
+from bench.comparison.report import new_folder, result_console
+from bench.results.progress import progress_bar
+from bench.systems.engine import ServerOptions
+from bench.systems.servers import running_server
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 from sglang_flowprefill.observe.timeline_reader import read_timeline
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 
 from bench.arguments import positive_float, positive_int, positive_lengths, some_of
 from bench.blocking.tax import TaxOptions
-from bench.engines.engine import ServerOptions
+from bench.systems.engine import ServerOptions
 
 GRANULARITIES = ("chunk", "layer", "operator", "tiled")
 PARTS = ("blocking", "tax")

@@ -13,9 +13,9 @@ from bench.blocking.figure import draw_blocking
 from bench.blocking.options import TAX_REFERENCE, BlockingOptions
 from bench.blocking.tax import Block
 from bench.blocking.waits import WaitSummary
-from bench.paired import PairedSample, PairedSummary, Spread, summarise_pairs
-from bench.report import measured_on, result_head, write_json
-from bench.servers import ServerDescription
+from bench.comparison.report import measured_on, result_head, write_json
+from bench.results.paired import PairedSample, PairedSummary, Spread, summarise_pairs
+from bench.systems.servers import ServerDescription
 
 
 class Report:

@@ -10,10 +10,10 @@ import aiohttp
 
 from bench.blocking.options import BlockingOptions
 from bench.blocking.waits import Window
-from bench.client import http_session, timed_prompt
-from bench.engines.engine import Endpoint
 from bench.errors import UsageError
-from bench.prompts import UniquePrompts
+from bench.systems.client import http_session, timed_prompt
+from bench.systems.engine import Endpoint
+from bench.workloads.prompts import UniquePrompts
 
 # Far apart, so that urgent prompts go first, and generous, so that nothing is ever doomed.
 _URGENT_SLO_S = 60.0

@@ -9,11 +9,11 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench.client import http_session
-from bench.engines.engine import Endpoint
-from bench.idle import prefill_timing
-from bench.paired import PairedSample
-from bench.prompts import UniquePrompts
+from bench.results.paired import PairedSample
+from bench.systems.client import http_session
+from bench.systems.engine import Endpoint
+from bench.systems.idle import prefill_timing
+from bench.workloads.prompts import UniquePrompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from bench.metrics import percentile
+from bench.replaying.metrics import percentile
 from sglang_flowprefill.core import EventKind
 from sglang_flowprefill.observe.timeline_reader import RecordedTimeline, RoundInstant, RunningSlice
 

@@ -13,8 +13,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from bench.metrics import is_met, percentile
-from bench.replay import RequestRow
+from bench.replaying.metrics import is_met, percentile
+from bench.replaying.row import RequestRow
 from bench.workloads.request import TraceRequest
 
 

@@ -5,12 +5,7 @@ import argparse
 from rich.live import Live
 
 from bench.arguments import config_of, positive_float, positive_int, some_of
-from bench.demo.board import Board
-from bench.demo.burst import LENGTH_SCALE, SLO_SCALE, burst
-from bench.demo.page import write_page
-from bench.engines.engine import ServerOptions
-from bench.replay import ReplayOptions, replay
-from bench.report import (
+from bench.comparison.report import (
     Comparison,
     SystemRun,
     comparison_document,
@@ -19,9 +14,14 @@ from bench.report import (
     result_console,
     write_json,
 )
-from bench.servers import running_server
-from bench.slo import ttft_slos_s, write_slo_classes
-from bench.systems import SYSTEMS
+from bench.demo.board import Board
+from bench.demo.burst import LENGTH_SCALE, SLO_SCALE, burst
+from bench.demo.page import write_page
+from bench.replaying.replay import ReplayOptions, replay
+from bench.systems.engine import ServerOptions
+from bench.systems.named import SYSTEMS
+from bench.systems.servers import running_server
+from bench.workloads.slo import ttft_slos_s, write_slo_classes
 from bench.workloads.workload import Workload
 
 RESULT = "result.json"

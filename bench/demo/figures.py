@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from bench.metrics import is_met
-from bench.picture import INK, SERIES, Picture, canvas, save
-from bench.replay import RequestRow
-from bench.report import SystemRun
+from bench.comparison.report import SystemRun
+from bench.replaying.metrics import is_met
+from bench.replaying.row import RequestRow
+from bench.results.picture import INK, SERIES, Picture, canvas, save
 
 _IN_TIME, _LATE = SERIES[2], SERIES[1]
 

@@ -3,15 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from bench.comparison.report import Comparison, comparison_document
 from bench.demo.burst import LENGTH_SCALE, SLO_SCALE
 from bench.demo.figures import draw_requests
 from bench.errors import UsageError
 from bench.goodput.numbers import share_text
 from bench.goodput_report.burst import draw_burst
-from bench.metrics import TtftSummary
-from bench.page import Table, command_text, provenance_rows, render
-from bench.picture import Picture
-from bench.report import Comparison, comparison_document
+from bench.replaying.metrics import TtftSummary
+from bench.results.page import Table, command_text, provenance_rows, render
+from bench.results.picture import Picture
 
 PAGE = "demo.html"
 

@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.goodput.result import GoodputResult, Load, Probe, Search, SystemResult
-from bench.paired import Spread
+from bench.results.paired import Spread
 
 
 class Answer(NamedTuple):

@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.arguments import config_of, replay_options, server_options, workload_spec
+from bench.comparison.report import new_folder, result_console, result_head
 from bench.errors import BenchError, UsageError
 from bench.goodput.analysis import best_peer, greatest_loads
 from bench.goodput.measuring import SearchPlan, SystemSearch
 from bench.goodput.options import ProbedWorkload
 from bench.goodput.result import GoodputResult, SystemResult, read_result, write_result
 from bench.goodput.table import print_goodput
-from bench.report import new_folder, result_console, result_head
-from bench.servers import running_server
-from bench.slo import ttft_slos_s, write_slo_classes
+from bench.systems.servers import running_server
+from bench.workloads.slo import ttft_slos_s, write_slo_classes
 
 RESULT_FILE = "goodput.json"
 

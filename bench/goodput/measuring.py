@@ -5,15 +5,16 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import NamedTuple
 
-from bench.client import http_session
-from bench.engines.engine import Endpoint
 from bench.goodput.options import ProbedWorkload
 from bench.goodput.result import Load, Probe, Search, SystemResult
 from bench.goodput.search import Verdict, bracket_of, next_rate
-from bench.idle import prefill_timing
-from bench.progress import progress_bar
-from bench.prompts import UniquePrompts
-from bench.replay import ReplayOptions, RequestRow, replay_towards
+from bench.replaying.replay import ReplayOptions, replay_towards
+from bench.replaying.row import RequestRow
+from bench.results.progress import progress_bar
+from bench.systems.client import http_session
+from bench.systems.engine import Endpoint
+from bench.systems.idle import prefill_timing
+from bench.workloads.prompts import UniquePrompts
 from bench.workloads.workload import Workload
 
 # Long prompts need no repeating, since what disturbs them averages out within each.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.goodput.analysis import Answer, answers, spread_of, unanswered_below
 from bench.goodput.result import Search
-from bench.paired import Spread, spread
+from bench.results.paired import Spread, spread
 
 NOTHING = "-"
 # Half the spread as a share of the median, up to which a third digit means something.

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.comparison.report import write_json
 from bench.errors import UsageError
-from bench.metrics import attainment, rows_by_class
-from bench.replay import RequestRow
-from bench.report import write_json
+from bench.replaying.metrics import attainment, rows_by_class
+from bench.replaying.row import RequestRow
 
 SCHEMA_VERSION = 1
 DEFAULT_RESOLUTION = 0.025

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.errors import UsageError
-from bench.picture import SERIES, Picture, canvas, save
+from bench.results.picture import SERIES, Picture, canvas, save
 from sglang_flowprefill.observe.timeline_reader import RecordedTimeline, RunningSlice, read_timeline
 
 _MAX_PREFILLS = 30

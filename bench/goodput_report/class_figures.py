@@ -17,8 +17,8 @@ from bench.goodput_report.selection import (
     reference_scale,
     whole_probes_at,
 )
-from bench.metrics import rows_by_class
-from bench.picture import GRID, INK, Picture, SeriesStyles, canvas, save
+from bench.replaying.metrics import rows_by_class
+from bench.results.picture import GRID, INK, Picture, SeriesStyles, canvas, save
 
 
 def draw_ttft(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from bench.arguments import add_option_fields, options_of, positive_float
+from bench.comparison.report import result_console
 from bench.errors import BenchError
 from bench.goodput.result import GoodputResult, read_result
 from bench.goodput_report.burst import draw_burst
@@ -14,8 +15,7 @@ from bench.goodput_report.page import Section, render_page
 from bench.goodput_report.repeats import repeats_table
 from bench.goodput_report.tables import class_table, goodput_table, scale_table, settings_table
 from bench.goodput_report.targets import judge, overall
-from bench.picture import Picture
-from bench.report import result_console
+from bench.results.picture import Picture
 
 PAGE = "report.html"
 _DRAWINGS = (draw_goodput, draw_attainment, draw_slo_scales, draw_ttft, draw_classes)

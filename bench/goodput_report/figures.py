@@ -19,7 +19,7 @@ from bench.goodput_report.selection import (
     ranked,
     reference_scale,
 )
-from bench.picture import INK, Picture, SeriesStyles, canvas, save
+from bench.results.picture import INK, Picture, SeriesStyles, canvas, save
 
 
 def draw_goodput(result: GoodputResult, options: ReportOptions, folder: Path) -> Picture | None:

@@ -7,8 +7,8 @@ from bench.goodput.result import GoodputResult
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import reference_scale
 from bench.goodput_report.targets import Verdict
-from bench.page import Table, provenance_rows, render
-from bench.picture import Picture
+from bench.results.page import Table, provenance_rows, render
+from bench.results.picture import Picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from bench.goodput.numbers import NOTHING, goodput_text, ratio_text
 from bench.goodput.result import GoodputResult, Search
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import ranked, reference_scale
-from bench.page import Table
+from bench.results.page import Table
 
 # What may differ between runs that ask for the same: which systems, and how a search gets there.
 _NOT_ASKED = {"equal_load", "lowest_rate", "out", "probe_rates", "resume", "start_rate", "systems"}

@@ -13,8 +13,8 @@ from bench.goodput_report.selection import (
     reference_scale,
     worst_shares,
 )
-from bench.metrics import percentile
-from bench.page import Table, command_text
+from bench.replaying.metrics import percentile
+from bench.results.page import Table, command_text
 
 
 def goodput_table(result: GoodputResult, options: ReportOptions) -> Table:

@@ -22,7 +22,7 @@ from bench.goodput.numbers import ratio_text, spread_text
 from bench.goodput.result import GoodputResult, SystemResult
 from bench.goodput_report.options import ReportOptions
 from bench.goodput_report.selection import probes_at_maximum, reference_scale, worst_shares
-from bench.paired import Spread
+from bench.results.paired import Spread
 
 
 @dataclass(frozen=True, slots=True)

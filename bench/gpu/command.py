@@ -10,6 +10,7 @@ from time import perf_counter
 import torch
 
 from bench.blocking.waits import summarise_waits
+from bench.comparison.report import new_folder, result_console
 from bench.errors import UsageError
 from bench.gpu.blocking import blocking_waits_s, forward_s, uncut_forward_s
 from bench.gpu.cuts import Cut
@@ -25,7 +26,6 @@ from bench.gpu.small_costs import measure_doorbell_stops, measure_small_costs
 from bench.gpu.tile_shapes import measure_tile_shapes
 from bench.gpu.tile_sizes import measure_tile_sizes
 from bench.gpu.victim import Costs, Victim
-from bench.report import new_folder, result_console
 
 _KERNEL_ROWS = 8192
 _STOPPED_ROWS = 16_384

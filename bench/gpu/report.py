@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench.comparison.report import result_head, write_json
 from bench.gpu.figure import draw_gpu
 from bench.gpu.options import GpuOptions
 from bench.gpu.result import LengthResult
-from bench.report import result_head, write_json
 
 if TYPE_CHECKING:
     from bench.gpu.rates import Ceilings, Rate

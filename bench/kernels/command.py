@@ -18,7 +18,7 @@ import torch
 from sglang_flowprefill.kernels.cpu.native import NativeKernels, load_native
 
 from bench.arguments import config_of
-from bench.engines.engine import ServerOptions
+from bench.comparison.report import new_folder, result_console, write_json
 from bench.errors import BenchError
 from bench.kernels.cases import kernel_cases
 from bench.kernels.model_shape import ModelShape, model_shape
@@ -31,8 +31,8 @@ from bench.kernels.report import (
 )
 from bench.kernels.roofline import Roof, measure_case, measure_roof
 from bench.kernels.whole_prefill import WholePrefill, explain_prefill, measure_prefills
-from bench.progress import progress_bar
-from bench.report import new_folder, result_console, write_json
+from bench.results.progress import progress_bar
+from bench.systems.engine import ServerOptions
 from sglang_flowprefill.cpu.defaults import cpu_environment
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 

@@ -12,10 +12,10 @@ mpl.use("Agg")  # before pyplot: machines that measure have no display
 from matplotlib import pyplot as plt
 from rich.table import Table
 
+from bench.comparison.report import result_head
 from bench.kernels.model_shape import ModelShape
 from bench.kernels.roofline import Measurement, Roof
 from bench.kernels.whole_prefill import WholePrefill
-from bench.report import result_head
 
 _COLOURS = mpl.color_sequences["tab10"]
 _SEED = 0  # random inputs; times do not depend on them

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sglang_flowprefill.kernels.cpu.native import NativeKernels
 
-from bench.client import http_session
-from bench.engines.engine import ServerOptions
-from bench.idle import prefill_timing
 from bench.kernels.cases import linear_cases, prefill_case, row_wise_cases
 from bench.kernels.model_shape import ModelShape
 from bench.kernels.roofline import Roof, fastest
-from bench.prompts import UniquePrompts
-from bench.servers import running_server
+from bench.systems.client import http_session
+from bench.systems.engine import ServerOptions
+from bench.systems.idle import prefill_timing
+from bench.systems.servers import running_server
+from bench.workloads.prompts import UniquePrompts
 
 _SEED = 5
 _TILE_ROWS = 512  # about what a row tile has: products of more rows are no faster

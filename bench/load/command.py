@@ -16,13 +16,13 @@ from bench.arguments import (
     server_options,
     workload_spec,
 )
-from bench.compare import class_slos_s, replay_with_progress
+from bench.comparison.command import class_slos_s, replay_with_progress
+from bench.comparison.report import measured_on, new_folder, result_console, result_head, write_json
 from bench.load.figure import draw_load
 from bench.load.points import LoadPoint, levels_of, peak_goodput_per_s
-from bench.replay import RequestRow
-from bench.report import measured_on, new_folder, result_console, result_head, write_json
-from bench.servers import RunningServer, running_server
-from bench.slo import write_slo_classes
+from bench.replaying.row import RequestRow
+from bench.systems.servers import RunningServer, running_server
+from bench.workloads.slo import write_slo_classes
 from bench.workloads.workload import Workload
 
 _DEFAULT_LOADS = (0.5, 0.7, 0.9, 1.1, 1.3, 1.6)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.metrics import ReplaySummary, attainment, median_by_class, summarise
-from bench.replay import RequestRow
+from bench.replaying.metrics import ReplaySummary, attainment, median_by_class, summarise
+from bench.replaying.row import RequestRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 from bench.arguments import config_of, server_options
-from bench.client import http_session
-from bench.engines.engine import ServerOptions
+from bench.comparison.report import new_folder, result_console
 from bench.prefill.measuring import Prefills
 from bench.prefill.options import PrefillCase, PrefillOptions, prefill_options
 from bench.prefill.report import Report
-from bench.progress import progress_bar
-from bench.prompts import UniquePrompts
-from bench.report import new_folder, result_console
-from bench.servers import free_port, running_server
-from bench.systems import plan_launch, system_named
+from bench.results.progress import progress_bar
+from bench.systems.client import http_session
+from bench.systems.engine import ServerOptions
+from bench.systems.named import plan_launch, system_named
+from bench.systems.servers import free_port, running_server
+from bench.workloads.prompts import UniquePrompts
 
 
 async def run_prefill(args: argparse.Namespace) -> None:

@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.paired import PairedSummary, Spread
 from bench.prefill.options import PrefillCase
+from bench.results.paired import PairedSummary, Spread
 
 _COLOURS = mpl.color_sequences["tab10"]
 _LABEL_WIDTH = 12

@@ -6,12 +6,12 @@ from statistics import median
 
 import aiohttp
 
-from bench.engines.engine import Endpoint
 from bench.errors import ServerError
-from bench.idle import prefill_timing
-from bench.paired import PairedSample
 from bench.prefill.options import PrefillCase
-from bench.prompts import UniquePrompts
+from bench.results.paired import PairedSample
+from bench.systems.engine import Endpoint
+from bench.systems.idle import prefill_timing
+from bench.workloads.prompts import UniquePrompts
 
 # A cache that holds whole blocks or pages lacks a few of the prefix.
 _LEAST_CACHED_SHARE = 0.9

@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.paired import PairedSummary, summarise_pairs
+from bench.comparison.report import measured_on, result_head, write_json
 from bench.prefill.figure import draw_prefill
 from bench.prefill.measuring import PrefillSample
 from bench.prefill.options import PrefillCase, PrefillOptions
-from bench.report import measured_on, result_head, write_json
-from bench.servers import ServerDescription
+from bench.results.paired import PairedSummary, summarise_pairs
+from bench.systems.servers import ServerDescription
 
 
 class Report:

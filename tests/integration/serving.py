@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from bench.engines.engine import ServerOptions
-from bench.servers import free_port, log_tail
-from bench.systems import plan_launch
+from bench.systems.engine import ServerOptions
+from bench.systems.named import plan_launch
+from bench.systems.servers import free_port, log_tail
 
 START_TIMEOUT_S = 240.0
 REQUEST_TIMEOUT_S = 240.0
@@ -95,7 +95,7 @@ def serving(
     """Run a server of the bench's making until the block ends.
 
     Args:
-        system: Key of ``bench.systems.SYSTEMS``.
+        system: Key of ``bench.systems.named.SYSTEMS``.
         folder: Takes the log.
         flags: Added to the command line.
         dtype: float32 by default, since bfloat16 results depend on batching.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.servers import log_tail
+from bench.systems.servers import log_tail
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 from tests.integration.serving import generate_body, serving, tokens
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.servers import free_port
+from bench.systems.servers import free_port
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 from tests.integration.serving import generate_body, running, tokens

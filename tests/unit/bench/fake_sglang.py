@@ -10,8 +10,8 @@ from itertools import takewhile
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bench.engines.engine import Endpoint
-from bench.engines.sglang import STOCK
+from bench.systems.engine import Endpoint
+from bench.systems.sglang import STOCK
 
 SERVER_INFO = {"version": "0.5.23", "device": "cpu", "model_path": "/srv/models/tiny", "x": 1}
 

@@ -3,7 +3,7 @@
 from random import Random
 
 from bench.goodput.result import GoodputResult, Probe, Search, SystemResult
-from bench.replay import RequestRow
+from bench.replaying.row import RequestRow
 
 CLASS_SLOS_S = {"text": 1.0, "image": 2.0, "search": 16.0, "file": 24.0}
 _SHARES = (0.69, 0.07, 0.2, 0.04)

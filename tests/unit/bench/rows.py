@@ -1,6 +1,6 @@
 """Builder of replay rows for tests that need no server."""
 
-from bench.replay import RequestRow
+from bench.replaying.row import RequestRow
 
 
 def row(

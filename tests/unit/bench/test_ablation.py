@@ -18,7 +18,7 @@ from bench.ablation.points import AblationPoint, ServerUse, levels_of
 from bench.ablation.report import ablation_table
 from bench.ablation.variations import DEFAULT, VARIATIONS, variations_for
 from bench.errors import UsageError
-from bench.servers import ServerDescription
+from bench.systems.servers import ServerDescription
 from sglang_flowprefill.config import FLAG_PREFIX, FlowPrefillConfig, parse_setting
 from sglang_flowprefill.observe.timeline import Timeline
 from sglang_flowprefill.observe.timeline_reader import RunningSlice

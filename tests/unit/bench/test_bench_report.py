@@ -7,10 +7,8 @@ import pytest
 from rich.console import Console
 from rows import row
 
-from bench.errors import UsageError
-from bench.figure import draw_comparison
-from bench.provenance import without_folders
-from bench.report import (
+from bench.comparison.figure import draw_comparison
+from bench.comparison.report import (
     Comparison,
     SystemRun,
     comparison_document,
@@ -18,7 +16,9 @@ from bench.report import (
     print_comparison,
     write_json,
 )
-from bench.servers import ServerDescription
+from bench.errors import UsageError
+from bench.results.provenance import without_folders
+from bench.systems.servers import ServerDescription
 
 ON_CPU = ServerDescription(server_info={"device": "cpu", "version": "0.5.23"})
 

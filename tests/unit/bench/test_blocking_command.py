@@ -13,9 +13,9 @@ from timelines import TimelineServer, timeline_of
 from bench import __main__ as command_line
 from bench.blocking import command, sending
 from bench.blocking.options import FULL, QUICK, blocking_options, granularity_flags, tax_systems
-from bench.engines.engine import Endpoint, ServerOptions
 from bench.errors import BenchError, ServerError, UsageError
-from bench.servers import ServerDescription
+from bench.systems.engine import Endpoint, ServerOptions
+from bench.systems.servers import ServerDescription
 
 TINY = (
     "blocking --lengths 200,400 --num-samples 3 --num-solo 1 --urgent-tokens 10 --num-idle 2 "

@@ -13,7 +13,7 @@ from bench.__main__ import _parser
 from bench.demo import command
 from bench.demo.board import Board, State
 from bench.demo.burst import burst
-from bench.servers import ServerDescription
+from bench.systems.servers import ServerDescription
 from bench.workloads.request import TraceRequest
 from tests.browser import console_errors
 

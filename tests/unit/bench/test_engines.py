@@ -7,10 +7,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from bench.client import http_session, timed_generate
-from bench.engines.engine import Endpoint, StreamError, StreamState
-from bench.engines.sglang import STOCK
-from bench.engines.vllm import VLLM
+from bench.systems.client import http_session, timed_generate
+from bench.systems.engine import Endpoint, StreamError, StreamState
+from bench.systems.sglang import STOCK
+from bench.systems.vllm import VLLM
 
 # Recorded from vLLM 0.32.0; ids and the model's name are cut.
 VLLM_STREAM = (

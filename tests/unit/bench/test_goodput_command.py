@@ -12,7 +12,7 @@ from bench.errors import BenchError, ServerError, UsageError
 from bench.goodput import command
 from bench.goodput.analysis import greatest_loads
 from bench.goodput.result import read_result
-from bench.servers import ServerDescription
+from bench.systems.servers import ServerDescription
 
 # Each prompt takes 40 ms, one at a time; all objectives are 0.25 s.
 TINY = (

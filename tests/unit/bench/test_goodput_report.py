@@ -28,7 +28,7 @@ from bench.goodput_report.selection import (
 )
 from bench.goodput_report.tables import class_table, client_lateness, goodput_table
 from bench.goodput_report.targets import judge
-from bench.paired import Spread
+from bench.results.paired import Spread
 from tests.browser import console_errors, prefer_colors
 
 OPTIONS = ReportOptions()

@@ -24,7 +24,7 @@ from bench.goodput.result import (
     read_result,
     write_result,
 )
-from bench.paired import Spread
+from bench.results.paired import Spread
 
 
 def probe(num_text_met, *, rate_per_s=2.0, seed=0, num_requests=20, is_abandoned=False):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.paired import PairedSample, Spread, summarise_pairs
+from bench.results.paired import PairedSample, Spread, summarise_pairs
 
 
 def samples_of(**seconds):

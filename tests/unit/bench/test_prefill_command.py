@@ -12,7 +12,7 @@ from bench import __main__ as command_line
 from bench.errors import ServerError, UsageError
 from bench.prefill import command
 from bench.prefill.options import PrefillCase, PrefillOptions
-from bench.servers import ServerDescription
+from bench.systems.servers import ServerDescription
 
 TINY = (
     "prefill --systems flowprefill,stock --rounds 2 --lengths 40,8 --prefix-tokens 50 "

@@ -1,6 +1,6 @@
 """Prompts cannot share a prefix."""
 
-from bench.prompts import UniquePrompts
+from bench.workloads.prompts import UniquePrompts
 
 
 def test_no_two_prompts_begin_alike():

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from fake_sglang import FakeSGLang
 
-from bench.engines.engine import Endpoint
-from bench.engines.sglang import STOCK
-from bench.metrics import is_met
-from bench.replay import ReplayOptions, replay, replay_towards
+from bench.replaying.metrics import is_met
+from bench.replaying.replay import ReplayOptions, replay, replay_towards
+from bench.systems.engine import Endpoint
+from bench.systems.sglang import STOCK
 from bench.workloads.request import TraceRequest
 
 SLOS_S = {"text": 1.0, "file": 24.0}

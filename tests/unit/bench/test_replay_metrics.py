@@ -3,7 +3,7 @@
 import pytest
 from rows import row
 
-from bench.metrics import attainment, percentile, summarise, summarise_ttft
+from bench.replaying.metrics import attainment, percentile, summarise, summarise_ttft
 
 
 def test_attainment_counts_failures_as_misses():

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from bench import servers
-from bench.engines.engine import Launch, ServerOptions
 from bench.errors import ServerError
-from bench.servers import running_server
+from bench.systems import servers
+from bench.systems.engine import Launch, ServerOptions
+from bench.systems.servers import running_server
 
 FLAGS = ServerOptions(model_path="some/model")
 

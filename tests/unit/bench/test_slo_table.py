@@ -3,7 +3,7 @@
 import pytest
 
 from bench.errors import UsageError
-from bench.slo import ttft_slos_s, write_slo_classes
+from bench.workloads.slo import ttft_slos_s, write_slo_classes
 from sglang_flowprefill.api.classes import ServerSlo, load_slo_classes
 
 

@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from bench.engines import vllm
-from bench.engines.engine import ServerOptions
 from bench.errors import UsageError
-from bench.systems import SYSTEMS, plan_launch, system_named
+from bench.systems import vllm
+from bench.systems.engine import ServerOptions
+from bench.systems.named import SYSTEMS, plan_launch, system_named
 
 FLAGS = ServerOptions(model_path="some/model")
 OURS = [name for name in SYSTEMS if not name.startswith("vllm")]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.prompts import UniquePrompts
+from bench.workloads.prompts import UniquePrompts
 from bench.workloads.trace_file import write_trace
 from bench.workloads.workload import WorkloadSpec
 

@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.metrics import rows_by_class
-from bench.replay import RequestRow
-from bench.report import Comparison
+from bench.comparison.report import Comparison
+from bench.replaying.metrics import rows_by_class
+from bench.replaying.row import RequestRow
 
 _COLOURS = mpl.color_sequences["tab10"]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import aiohttp
 
-from bench.client import http_session, timed_prompt
-from bench.engines.engine import HOST, Endpoint, ServerOptions
 from bench.errors import ServerError
-from bench.prompts import UniquePrompts
-from bench.provenance import without_folders
-from bench.systems import plan_launch, system_named
+from bench.results.provenance import without_folders
+from bench.systems.client import http_session, timed_prompt
+from bench.systems.engine import HOST, Endpoint, ServerOptions
+from bench.systems.named import plan_launch, system_named
+from bench.workloads.prompts import UniquePrompts
 
 _WARM_UP_TOKENS = (16, 128, 512, 2048)
 _WARM_UP_LIMIT_S = 900.0  # the longest prompt of a workload, on a slow machine
@@ -111,7 +111,7 @@ async def running_server(
     """Start a system, wait until it is healthy and warm, and stop it at the end.
 
     Args:
-        name: Of a system (``bench.systems``).
+        name: Of a system (``bench.systems.named``).
         options: Shared by all systems.
         log: File that takes the server's output.
         longest_prompt: Tokens of the longest warm-up prompt; the longest of the workload, so

@@ -17,10 +17,10 @@ A name may go on with flags of the engine, each after a plus sign and without it
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bench.engines.engine import Engine, Launch, ServerOptions
-from bench.engines.sglang import FLOWPREFILL, STOCK, STOCK_WITH_KERNELS
-from bench.engines.vllm import VLLM
 from bench.errors import UsageError
+from bench.systems.engine import Engine, Launch, ServerOptions
+from bench.systems.sglang import FLOWPREFILL, STOCK, STOCK_WITH_KERNELS
+from bench.systems.vllm import VLLM
 
 
 @dataclass(frozen=True, slots=True)

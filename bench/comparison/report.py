@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.errors import BenchError, UsageError
-from bench.metrics import ReplaySummary, TtftSummary, summarise
-from bench.provenance import provenance
+from bench.replaying.metrics import ReplaySummary, TtftSummary, summarise
+from bench.results.provenance import provenance
 
 if TYPE_CHECKING:  # the client's packages are not needed where nothing is sent
-    from bench.replay import RequestRow
-    from bench.servers import ServerDescription
+    from bench.replaying.replay import RequestRow
+    from bench.systems.servers import ServerDescription
 
 SCHEMA_VERSION = 1
 # The client shares the machine with the server; beyond this its own lag blurs the result.

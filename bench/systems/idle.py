@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import aiohttp
 
-from bench.client import StreamTiming, timed_prompt
-from bench.engines.engine import Endpoint
+from bench.systems.client import StreamTiming, timed_prompt
+from bench.systems.engine import Endpoint
 
 _LIMIT_S = 900.0
 _SLO_S = 3600.0  # never doomed, whatever the machine

@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.arguments import config_of, replay_options, server_options, workload_spec
-from bench.client import http_session
-from bench.engines.engine import Endpoint
-from bench.engines.sglang import STOCK
-from bench.figure import draw_comparison
-from bench.progress import progress_bar
-from bench.replay import RequestRow, replay
-from bench.report import (
+from bench.comparison.figure import draw_comparison
+from bench.comparison.report import (
     Comparison,
     SystemRun,
     comparison_document,
@@ -20,8 +15,14 @@ from bench.report import (
     result_console,
     write_json,
 )
-from bench.servers import ServerDescription, running_server
-from bench.slo import ttft_slos_s, write_slo_classes
+from bench.replaying.replay import replay
+from bench.replaying.row import RequestRow
+from bench.results.progress import progress_bar
+from bench.systems.client import http_session
+from bench.systems.engine import Endpoint
+from bench.systems.servers import ServerDescription, running_server
+from bench.systems.sglang import STOCK
+from bench.workloads.slo import ttft_slos_s, write_slo_classes
 from bench.workloads.workload import Workload
 
 

@@ -10,12 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
 
+from bench.replaying.row import RequestRow
 from sglang_flowprefill.core.stats import is_attained
-
-if TYPE_CHECKING:  # the client's packages are not needed where nothing is sent
-    from bench.replay import RequestRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class ReplaySummary:
     duration_s: float
 
 
-def summarise(rows: "Sequence[RequestRow]") -> ReplaySummary:
+def summarise(rows: Sequence[RequestRow]) -> ReplaySummary:
     """Summarise the rows of one replay, at least one."""
     by_class = rows_by_class(rows)
     classes = {name: summarise_ttft(group) for name, group in by_class.items()}
@@ -81,7 +78,7 @@ def summarise(rows: "Sequence[RequestRow]") -> ReplaySummary:
     )
 
 
-def summarise_ttft(rows: "Sequence[RequestRow]") -> TtftSummary:
+def summarise_ttft(rows: Sequence[RequestRow]) -> TtftSummary:
     """Summarise a group of rows, at least one."""
     ttfts_s = [math.inf if row.ttft_s is None else row.ttft_s for row in rows]
     return TtftSummary(
@@ -95,12 +92,12 @@ def summarise_ttft(rows: "Sequence[RequestRow]") -> TtftSummary:
     )
 
 
-def attainment(rows: "Sequence[RequestRow]") -> float:
+def attainment(rows: Sequence[RequestRow]) -> float:
     """Return the share of rows, at least one, whose TTFT met its objective."""
     return sum(is_met(row) for row in rows) / len(rows)
 
 
-def rows_by_class(rows: "Sequence[RequestRow]") -> "dict[str, list[RequestRow]]":
+def rows_by_class(rows: Sequence[RequestRow]) -> dict[str, list[RequestRow]]:
     """Group rows by class, the tightest objective first."""
     groups: dict[str, list[RequestRow]] = {}
     for row in sorted(rows, key=lambda row: (row.slo_ttft_s, row.slo_class)):
@@ -130,12 +127,12 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return sorted(values)[max(1, rank) - 1]
 
 
-def is_met(row: "RequestRow") -> bool:
+def is_met(row: RequestRow) -> bool:
     """Return whether a request met its objectives."""
     return _is_met(row.ttft_s, row)
 
 
-def _is_met(ttft_s: float | None, row: "RequestRow") -> bool:
+def _is_met(ttft_s: float | None, row: RequestRow) -> bool:
     if ttft_s is None or not is_attained(ttft_s, row.slo_ttft_s):
         return False
     return row.slo_tpot_s is None or row.tpot_s is None or row.tpot_s <= row.slo_tpot_s

@@ -14,8 +14,8 @@ from typing import Any
 
 import aiohttp
 
-from bench.engines.engine import Endpoint, Engine, GenerateRequest, StreamError
 from bench.errors import ServerError
+from bench.systems.engine import Endpoint, Engine, GenerateRequest, StreamError
 
 # One streamed line repeats all text and ids generated so far; aiohttp's own limit is 64 KiB.
 _MAX_LINE_BYTES = 4 << 20

@@ -16,8 +16,9 @@ from typing import Any
 
 import aiohttp
 
-from bench.client import get_json
-from bench.engines.engine import (
+from bench.errors import UsageError
+from bench.systems.client import get_json
+from bench.systems.engine import (
     HOST,
     GenerateRequest,
     Launch,
@@ -25,7 +26,6 @@ from bench.engines.engine import (
     StreamError,
     StreamState,
 )
-from bench.errors import UsageError
 from sglang_flowprefill.cpu.defaults import cores_by_rank
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import aiohttp
 
-from bench.client import get_json
-from bench.engines.engine import (
+from bench.results.provenance import without_folders
+from bench.systems.client import get_json
+from bench.systems.engine import (
     HOST,
     GenerateRequest,
     Launch,
@@ -18,7 +19,6 @@ from bench.engines.engine import (
     StreamError,
     StreamState,
 )
-from bench.provenance import without_folders
 from sglang_flowprefill.cpu.defaults import cpu_environment, cpu_server_defaults
 from sglang_flowprefill.cpu.embedded_model import embedded_model_path
 from sglang_flowprefill.enablement import ENABLE_VARIABLE, KERNELS_ONLY

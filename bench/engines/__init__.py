@@ -1,1 +1,0 @@
-"""Engines under test: how each is launched, asked and read. One file each."""

@@ -1,0 +1,1 @@
+"""Replays: open loop, one row for each request, and the metrics of the rows."""

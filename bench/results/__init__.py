@@ -1,0 +1,1 @@
+"""What a measurement leaves behind: provenance, files, pictures, pages, comparisons in pairs."""

@@ -1,0 +1,1 @@
+"""Systems under test: engines, how they are started, stopped, asked and read."""
