@@ -197,7 +197,7 @@ def _prefills_table(prefills: Sequence[PrefillState]) -> Table:
         num_others = len(prefill.request_ids) - 1
         table.add_row(
             str(prefill.batch_id),
-            Text(prefill.request_ids[0] + (f" +{num_others}" if num_others else "")),
+            _as_sent(prefill.request_ids[0] + (f" +{num_others}" if num_others else "")),
             Text(prefill.slo_class),
             "waits for memory" if prefill.is_out_of_memory else prefill.state,
             _bar(prefill.run_s / prefill.predicted_s if prefill.predicted_s else 1.0),
@@ -212,7 +212,7 @@ def _waiting_table(state: ServerState) -> Table:
     table = _table(("waiting", "class"), ("tokens", "waited", "slack"))
     for entry in state.waiting[:_MAX_WAITING]:
         table.add_row(
-            Text(entry.request_id),
+            _as_sent(entry.request_id),
             Text(entry.slo_class),
             str(entry.num_tokens),
             _duration(entry.waited_s),
@@ -235,6 +235,11 @@ def _table(words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def _bar(share: float) -> ProgressBar:
     return ProgressBar(total=1.0, completed=min(max(share, 0.0), 1.0), width=16)
+
+
+def _as_sent(text: str) -> Text:
+    """Return what a caller chose, as text that sends nothing to the terminal but itself."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
 def _duration(seconds: float) -> str:

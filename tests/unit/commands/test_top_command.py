@@ -1,5 +1,6 @@
 """What ``python -m sglang_flowprefill top`` prints, asking a made-up server."""
 
+import msgspec
 import pytest
 
 from sglang_flowprefill.__main__ import main
@@ -35,6 +36,23 @@ def test_request_ids_are_printed_as_they_are(capsys):
     with answering(state) as server:
         main(["top", "--url", server.url, "--once"])
     assert HOSTILE_ID[:20] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["waiting", "prefills"])
+@pytest.mark.parametrize("code", ["\x1b]0;title\x07", "\x9b2J", "\r", "\u202e"], ids=repr)
+def test_request_ids_send_the_terminal_no_commands(place, code, capsys):
+    """Whoever sends requests does not get to write on the operator's terminal."""
+    sample = sample_state()
+    if place == "waiting":
+        entries = [msgspec.structs.replace(sample.waiting[0], request_id=f"a{code}b")]
+    else:
+        entries = [msgspec.structs.replace(sample.prefills[0], request_ids=[f"a{code}b"])]
+    state = sample_state(**{place: entries})
+    with answering(state) as server:
+        main(["top", "--url", server.url, "--once"])
+    printed = capsys.readouterr().out
+    assert "a\N{REPLACEMENT CHARACTER}" in printed
+    assert code not in printed
 
 
 def test_a_long_queue_is_cut_and_counted(capsys):
