@@ -117,7 +117,7 @@ def _num_ranks(asked: argparse.Namespace, in_file: dict[str, Any]) -> int:
 
 def _announce(url: str, model_path: str) -> None:
     body = (
-        '{"model": "default", "max_tokens": 32, '
+        '{"model": "default", "max_tokens": 32, "temperature": 0, '
         '"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
     )
     print(

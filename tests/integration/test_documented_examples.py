@@ -21,8 +21,7 @@ def test_examples_run_against_a_server(server, block):
 def test_the_readmes_request_is_answered_with_paris(server):
     """A newcomer's first answer makes sense, and ends."""
     (first,) = [block for block in blocks("server") if block.page == ROOT / "README.md"]
-    for _ in range(3):
-        assert "Paris" in first.run(server.url)
+    assert "Paris" in first.run(server.url)
 
 
 def test_the_tutorial_shows_an_urgent_request_overtaking_a_long_one(server):
