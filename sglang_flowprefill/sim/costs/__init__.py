@@ -2,7 +2,7 @@
 
 from sglang_flowprefill.sim.costs.choose import costs_for
 from sglang_flowprefill.sim.costs.fitted import FittedCost, fit_prefill_cost
-from sglang_flowprefill.sim.costs.pass_cost import PassCost, PassTime
+from sglang_flowprefill.sim.costs.pass_cost import PassCost, PassSeconds
 from sglang_flowprefill.sim.costs.profile import read_profile_cost
 from sglang_flowprefill.sim.costs.roofline import RooflineCost
 from sglang_flowprefill.sim.costs.table import TableCost, shipped_table
@@ -10,7 +10,7 @@ from sglang_flowprefill.sim.costs.table import TableCost, shipped_table
 __all__ = [
     "FittedCost",
     "PassCost",
-    "PassTime",
+    "PassSeconds",
     "RooflineCost",
     "TableCost",
     "costs_for",

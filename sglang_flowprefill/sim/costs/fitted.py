@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.core.predictor import num_attention_pairs
-from sglang_flowprefill.sim.costs.pass_cost import PassCost, PassTime
+from sglang_flowprefill.sim.costs.pass_cost import PassCost, PassSeconds
 
 Sample = tuple[int, int, float]
 """New tokens, cached tokens, seconds."""
@@ -32,12 +32,12 @@ class FittedCost:
     step_request_s: float = 0.0
     step_token_s: float = 0.0
 
-    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassTime:
+    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassSeconds:
         """Return the predicted time."""
         attention_s = self.cost.per_attention_pair_s * num_pairs
         work_s = self.cost.per_request_s * num_requests + self.cost.per_token_s * num_tokens
         total_s = self.cost.total_s(work_s + attention_s)
-        return PassTime(total_s, min(attention_s, total_s))
+        return PassSeconds(total_s, min(attention_s, total_s))
 
     def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
         """Return the predicted time."""

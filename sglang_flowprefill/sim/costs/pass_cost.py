@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
-class PassTime(NamedTuple):
+class PassSeconds(NamedTuple):
     """Seconds of one forward pass.
 
     Attributes:
@@ -26,7 +26,7 @@ class PassCost(Protocol):
     @property
     def source(self) -> str: ...  # noqa: D102 (documented above)
 
-    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassTime:
+    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassSeconds:
         """Return the time of a prefill.
 
         Args:
@@ -64,10 +64,10 @@ class CorrectedCost:
         """The other's, with the correction."""
         return self.cost.source + (f"; {self.because}" if self.because else "")
 
-    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassTime:
+    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassSeconds:
         """Return the corrected time."""
         total_s, attention_s = self.cost.prefill(num_tokens, num_pairs, num_requests)
-        return PassTime(self.factor * total_s + self.offset_s, self.factor * attention_s)
+        return PassSeconds(self.factor * total_s + self.offset_s, self.factor * attention_s)
 
     def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
         """Return the corrected time."""

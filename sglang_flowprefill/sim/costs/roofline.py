@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sglang_flowprefill.sim.costs.pass_cost import PassTime
+from sglang_flowprefill.sim.costs.pass_cost import PassSeconds
 from sglang_flowprefill.sim.gpus import Gpu
 from sglang_flowprefill.sim.shapes import ModelShape
 
@@ -37,7 +37,7 @@ class RooflineCost:
             f"{_MEMORY_SHARE:.0%} of its bandwidth (assumed)"
         )
 
-    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassTime:  # noqa: ARG002
+    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassSeconds:  # noqa: ARG002
         """Return the estimated time."""
         attention_s = self.shape.flop_per_pair * num_pairs / self._flop_per_s
         layer_s = sum(
@@ -50,7 +50,7 @@ class RooflineCost:
         layer_s += self._read_s(4 * self.shape.hidden * num_tokens) + self._reduce_s(num_tokens)
         layer_s += _OPERATORS_PER_LAYER * _LAUNCH_S
         logits_s = self._read_s(self.shape.hidden * self.shape.vocabulary)
-        return PassTime(self.shape.num_layers * layer_s + attention_s + logits_s, attention_s)
+        return PassSeconds(self.shape.num_layers * layer_s + attention_s + logits_s, attention_s)
 
     def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
         """Return the estimated time of a step: reading weights and KV."""

@@ -18,7 +18,7 @@ from typing import Any
 from sglang_flowprefill.core.predictor import num_attention_pairs
 from sglang_flowprefill.errors import PlanError
 from sglang_flowprefill.sim.costs.fitted import Sample, fit_prefill_cost
-from sglang_flowprefill.sim.costs.pass_cost import PassTime
+from sglang_flowprefill.sim.costs.pass_cost import PassSeconds
 
 _MAX_ATTENTION_SHARE = 0.9
 
@@ -92,12 +92,12 @@ class TableCost:
         if slopes:
             self._pair_s = max(median(slopes), 0.0)
 
-    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassTime:  # noqa: ARG002
+    def prefill(self, num_tokens: int, num_pairs: float, num_requests: int) -> PassSeconds:  # noqa: ARG002
         """Return the interpolated time."""
         alone_s = self._alone_s(num_tokens)
         total_s = alone_s + self._pair_s * (num_pairs - num_attention_pairs(num_tokens))
         total_s = max(total_s, self._least_s, 0.1 * alone_s)
-        return PassTime(total_s, min(self._pair_s * num_pairs, _MAX_ATTENTION_SHARE * total_s))
+        return PassSeconds(total_s, min(self._pair_s * num_pairs, _MAX_ATTENTION_SHARE * total_s))
 
     def decode_s(self, num_requests: int, num_context_tokens: int) -> float:
         """Return the interpolated time of a step."""
