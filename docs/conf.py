@@ -18,7 +18,6 @@ nitpicky = True
 html_theme = "furo"  # its fonts are the reader's own: no page loads anything from elsewhere
 html_title = f"sglang-flowprefill {release}"
 html_show_sourcelink = False
-html_extra_path = ["reports"]  # pages that `bench report` made, as they are
 html_copy_source = False
 
 NAVIGATION = {
