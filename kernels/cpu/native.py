@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Final
 
 import torch
 
-from sglang_flowprefill.cache import cache_folder
+from sglang_flowprefill.cache import cache_folder, replacing, require_trusted
 
 logger = logging.getLogger(__name__)
 
@@ -423,24 +424,28 @@ def _cpu_features() -> frozenset[str]:
 
 
 def _built_library(target: Target) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
+    compiler = (
+        shlex.split(os.environ.get("CXX", ""))
+        or [found for name in ("g++", "clang++") if (found := shutil.which(name))][:1]
+    )
+    if not compiler:
         raise FileNotFoundError("no C++ compiler (g++ or clang++) found")
     flags = (*_FLAGS, *target.flags)
     text = b"".join((_FOLDER / name).read_bytes() for name in (*_SOURCES, *_HEADERS))
     digest = hashlib.sha256(text + repr((flags, compiler)).encode()).hexdigest()[:16]
     library = cache_folder() / "kernels" / f"{target.name}-{digest}.so"
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_trusted(library.parent)  # its name can be guessed, and what it holds is run
     if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        partial = library.with_suffix(f".{os.getpid()}.partial")
         sources = [str(_FOLDER / name) for name in _SOURCES]
-        subprocess.run(  # noqa: S603 (our own source, the user's compiler)
-            [compiler, *flags, *sources, "-o", str(partial)],
-            check=True,
-            capture_output=True,
-            timeout=_BUILD_TIMEOUT_S,
-        )
-        partial.replace(library)
+        with replacing(library) as written:
+            subprocess.run(  # noqa: S603 (our own source, the user's compiler)
+                [*compiler, *flags, *sources, "-o", str(written)],
+                check=True,
+                capture_output=True,
+                timeout=_BUILD_TIMEOUT_S,
+            )
+    require_trusted(library)
     return library
 
 

@@ -1,6 +1,5 @@
 """SGLang's unquantised layers multiply with weights packed once, and say the same."""
 
-import psutil
 import pytest
 import torch
 from sglang.srt.layers.linear import ReplicatedLinear
@@ -67,8 +66,7 @@ def test_what_is_not_plain_bfloat16_stays_untouched():
 def test_weights_stay_unpacked_where_memory_is_short(monkeypatch, caplog):
     """Copies that would take over a quarter of the memory left are not made, and it is said."""
     layer, model = layer_of()
-    available = psutil.virtual_memory()._replace(available=20_000)
-    monkeypatch.setattr(packed_weights.psutil, "virtual_memory", lambda: available)
+    monkeypatch.setattr(packed_weights, "available_memory_bytes", lambda: 20_000)
     assert PackedWeights(model).num_layers == 0
     assert type(layer.quant_method) is UnquantizedLinearMethod
     assert "stay unpacked" in caplog.text

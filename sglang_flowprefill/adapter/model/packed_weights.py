@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 from sglang.srt.layers.linear import LinearBase
 from sglang.srt.layers.logits_processor import LogitsProcessor
@@ -21,6 +20,7 @@ from sglang.srt.layers.quantization.unquant import (
 from sglang.srt.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.cpu.memory import available_memory_bytes
 from sglang_flowprefill.kernels.cpu.packed_linear import (
     PackedWeight,
     can_pack,
@@ -102,7 +102,7 @@ class PackedWeights:
     def __init__(self, model: torch.nn.Module) -> None:
         layers = [*_linear_layers(model), *_lm_heads(model)]
         self.num_bytes = sum(layer.weight.nbytes for layer, _ in layers)
-        available = psutil.virtual_memory().available
+        available = available_memory_bytes()
         if self.num_bytes > _MAX_MEMORY_FRACTION * available:
             logger.warning(
                 "FlowPrefill: weights stay unpacked, which is slower: packed copies of %.1f GB "

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+import torch
 from rich.console import Console
 from rich.progress import track
 
-from sglang_flowprefill.cache import cache_folder
+from sglang_flowprefill.adapter.releases import installed_version
+from sglang_flowprefill.cache import cache_folder, replacing
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.errors import ProfileError
 from sglang_flowprefill.executor import (
@@ -158,7 +160,14 @@ def profile_folder(cache_dir: str | None) -> Path:
 
 def machine_key() -> dict[str, str]:
     """Describe this machine, as far as prefill times depend on it."""
-    return {"machine": platform.processor() or platform.machine(), "cpu": _cpu_model()}
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "cpu": _cpu_model(),
+        "num_threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": str(torch.__version__),
+        "sglang": installed_version(),
+    }
 
 
 def read_profile(path: Path) -> StoredProfile:
@@ -247,11 +256,9 @@ def is_usable(cached: StoredProfile) -> bool:
 
 def _write(path: Path, profile: StoredProfile) -> None:
     """Replace the file in one step; a failure costs only the next start-up's time."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(msgspec.json.encode(profile))
-        partial.replace(path)
+        with replacing(path) as written:
+            written.write_bytes(msgspec.json.encode(profile))
     except OSError as error:
         logger.warning("FlowPrefill: the measured profile is not cached: %s", error)
 

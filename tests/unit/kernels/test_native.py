@@ -201,3 +201,40 @@ def test_a_compiler_that_fails_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "/bin/false")
     assert load_native() is None
     assert not list((tmp_path / "kernels").glob("*.so"))
+
+
+@pytest.fixture
+def fake_compiler(monkeypatch, tmp_path):
+    """A compiler that writes where it is told to, behind a wrapper's name."""
+    script = tmp_path / "compiler"
+    script.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\necho built > "$2"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", f"env LANG=C {script}")
+    monkeypatch.setenv("SGLANG_FLOWPREFILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def test_a_compiler_may_be_a_command_with_arguments(fake_compiler):
+    """``CXX="ccache g++"`` is what build systems set; the folder is the user's own."""
+    library = native_module._built_library(TARGETS[1])
+    assert library.read_text() == "built\n"
+    assert fake_compiler.stat().st_mode & 0o777 == 0o700
+    assert [path.name for path in fake_compiler.iterdir()] == [library.name]
+
+
+@pytest.mark.parametrize("writable", ["folder", "library"])
+def test_code_that_somebody_else_could_have_written_is_not_run(fake_compiler, writable):
+    """Its path can be guessed: whoever may write there could have put a program there."""
+    library = native_module._built_library(TARGETS[1])
+    (fake_compiler if writable == "folder" else library).chmod(0o777)
+    with pytest.raises(PermissionError, match="can be written by others"):
+        native_module._built_library(TARGETS[1])
+
+
+def test_a_link_in_the_place_of_the_library_is_not_followed(fake_compiler, tmp_path):
+    """It may lead anywhere."""
+    library = native_module._built_library(TARGETS[1])
+    library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(tmp_path / "elsewhere.so")
+    with pytest.raises(PermissionError, match="is a link"):
+        native_module._built_library(TARGETS[1])
