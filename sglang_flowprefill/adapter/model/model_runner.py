@@ -27,6 +27,7 @@ from sglang_flowprefill.adapter.model.doorbell import (
 )
 from sglang_flowprefill.adapter.model.forward_state import AttentionState, ForwardState
 from sglang_flowprefill.adapter.model.packed_weights import PackedWeights
+from sglang_flowprefill.adapter.model.prompt_logprobs import tile_prompt_logprobs
 from sglang_flowprefill.core import PrefillCost
 from sglang_flowprefill.executor import (
     Checkpoint,
@@ -107,6 +108,8 @@ class PreemptibleModelRunner:
         if make_product is not None:
             require_plain_weights(operators)
         _add_tiled_modules(self._tiling, model, operators, self.checkpoint, make_product)
+        if granularity == "operator":
+            tile_prompt_logprobs(model, device, self.checkpoint.reach)
         self._tiled_attention = _tiled_attention(model_runner.attn_backend)
         if self._tiled_attention is not None:
             self._tiled_attention.reach = lambda: self.checkpoint.reach("attention tile")
