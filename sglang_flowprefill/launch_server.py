@@ -87,6 +87,7 @@ def _asked_for(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model-path", "--model")
     parser.add_argument("--dtype")
     parser.add_argument("--tp-size", "--tensor-parallel-size", "--tp")
+    parser.add_argument("--dp-size", "--data-parallel-size", "--dp")
     parser.add_argument("--config")
     parser.add_argument("-h", "--help", action="store_true")
     return parser.parse_known_args(arguments)[0]
@@ -108,10 +109,15 @@ def _settings_in(config_file: str | None) -> dict[str, Any]:
 
 
 def _num_ranks(asked: argparse.Namespace, in_file: dict[str, Any]) -> int:
-    """Return the tensor-parallel size; what is no number SGLang's parser will refuse."""
-    names = ("tp-size", "tensor-parallel-size", "tp")
-    given = [asked.tp_size, *(in_file.get(name) for name in names)]
-    text = str(next((value for value in given if value is not None), 1))
+    """Return the ranks of all replicas; what is no number SGLang's parser will refuse."""
+    tensor_parallel = _size(asked.tp_size, in_file, "tp-size", "tensor-parallel-size", "tp")
+    replicas = _size(asked.dp_size, in_file, "dp-size", "data-parallel-size", "dp")
+    return tensor_parallel * replicas
+
+
+def _size(given: str | None, in_file: dict[str, Any], *names: str) -> int:
+    found = [given, *(in_file.get(name) for name in names)]
+    text = str(next((value for value in found if value is not None), 1))
     return int(text) if text.isdecimal() else 1
 
 

@@ -326,8 +326,9 @@ _MORE_RULES = (
         )
     ),
     _run("tp_size", _any, "tests/integration/test_tensor_parallel.py on two ranks"),
+    _run("dp_size", _any, "tests/integration/test_data_parallel.py on two replicas"),
     *_read(
-        "dp_size load_balance_method",
+        "load_balance_method",
         "replicas are servers of their own, each with its own loop and queue",
     ),
     _run("disable_radix_cache", bool, "tests/engine runs model families without it"),

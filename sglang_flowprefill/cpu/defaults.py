@@ -60,7 +60,7 @@ def cpu_environment(model_path: str | None = None, num_ranks: int = 1) -> dict[s
         model_path: As given to SGLang. For a folder the hub is switched off, since nothing has
             to be fetched, and every look-up of an optional file would cost a time-out on a
             machine without a network. A hub name, or None, leaves the hub alone.
-        num_ranks: Tensor-parallel size. Several ranks share this process's cores evenly.
+        num_ranks: Tensor-parallel size times replicas. They share this process's cores evenly.
     """
     environment = {
         CPU_ENGINE_VARIABLE: "1",
