@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sglang_flowprefill.adapter import compat, releases
+from sglang_flowprefill.adapter.attributes import ATTRIBUTES
 from sglang_flowprefill.adapter.sglang_settings import (
     REFUSED_VARIABLES,
     RULES,
@@ -39,6 +40,14 @@ def pages() -> Mapping[str, str]:
         "state.md": state_page(),
         "request-features.md": request_features_page(),
     }
+
+
+def _attribute_rows() -> list[str]:
+    return [
+        f"| `{owner}.{name}` | {why} |"
+        for owner, rows in ATTRIBUTES.items()
+        for name, why in rows.items()
+    ]
 
 
 def request_features_page() -> str:
@@ -119,6 +128,12 @@ def compatibility_page() -> str:
             "| symbol | used in | for | in |",
             "| --- | --- | --- | --- |",
             *symbols,
+            "\n## Attributes of live objects that are touched\n",
+            "Of SGLang 0.5.23; verified on the scheduler, its model runner and the first batch and",
+            "request of the warm-up, at every start.\n",
+            "| attribute | for |",
+            "| --- | --- |",
+            *_attribute_rows(),
             "",
         ]
     )

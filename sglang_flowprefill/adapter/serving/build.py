@@ -9,6 +9,7 @@ from typing import Any, cast
 from sglang.srt.utils.common import DynamicGradMode
 
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.adapter.attributes import MODEL_RUNNER, SCHEDULER, require_attributes
 from sglang_flowprefill.adapter.flags import config_of, slo_classes_of, state_address_of
 from sglang_flowprefill.adapter.model.doorbell import doorbell_products
 from sglang_flowprefill.adapter.model.model_runner import PreemptibleModelRunner
@@ -114,10 +115,12 @@ def build_serving(
         inputs: The outside world.
 
     Raises:
-        UnsupportedSGLangError: The model cannot be made preemptible.
+        UnsupportedSGLangError: The model cannot be made preemptible, or SGLang lacks an attribute.
         ConfigError: A setting does not fit the model, or a file cannot be written.
         RankError: Ranks differ.
     """
+    require_attributes(SCHEDULER, scheduler)
+    require_attributes(MODEL_RUNNER, scheduler.tp_worker.model_runner)
     config = config_of(scheduler.server_args)
     given = _Given(scheduler, ranks, config, slo_classes_of(scheduler.server_args), inputs.clock)
     events = _Events(inputs)

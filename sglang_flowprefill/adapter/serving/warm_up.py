@@ -12,6 +12,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sglang_flowprefill.adapter import releases
+from sglang_flowprefill.adapter.attributes import BATCH, REQUEST, require_attributes
 from sglang_flowprefill.adapter.model.model_runner import PreemptibleModelRunner
 from sglang_flowprefill.adapter.serving.engine import SGLangEngine
 from sglang_flowprefill.adapter.serving.requests import attach_prefill_request, scheduler_clock_s
@@ -94,6 +95,9 @@ class WarmUp:
     def _run_to_end(self, reqs: Sequence[Req]) -> list[_Forward]:
         engine, forwards = self._engine, []
         batch = engine.form_batch(reqs)
+        if batch is not None:
+            require_attributes(BATCH, batch)
+            require_attributes(REQUEST, batch.reqs[0])
         while batch is not None and len(batch.reqs) == len(reqs):
             forwards.append(self._run(batch))
             if batch.chunked_req is None:
