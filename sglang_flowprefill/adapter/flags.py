@@ -18,13 +18,8 @@ from typing import Any, cast
 from sglang_flowprefill.adapter import releases
 from sglang_flowprefill.adapter.sglang_settings import OUR_POLICIES, Treatment
 from sglang_flowprefill.adapter.unsupported import judged_settings, require_supported_settings
-from sglang_flowprefill.api.classes import (
-    Authority,
-    Bounds,
-    ServerSlo,
-    SloClasses,
-    load_slo_classes,
-)
+from sglang_flowprefill.api.class_file import ServerSlo, load_slo_classes
+from sglang_flowprefill.api.classes import Authority, Bounds, SloClasses
 from sglang_flowprefill.api.state import STATE_PATH
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of, parse_setting
 from sglang_flowprefill.core.admission import AdmissionMode

@@ -3,7 +3,8 @@
 Sees ``core`` only, so that clients, the tokenizer process and tests can use it without an engine.
 """
 
-from sglang_flowprefill.api.classes import SloClass, SloClasses, load_slo_classes
+from sglang_flowprefill.api.class_file import load_slo_classes
+from sglang_flowprefill.api.classes import SloClass, SloClasses
 from sglang_flowprefill.api.http import SloMiddleware
 from sglang_flowprefill.api.matching import MatchRule
 from sglang_flowprefill.api.overload import Rejection, reject, rejection_in

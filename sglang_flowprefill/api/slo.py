@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglang_flowprefill.api.body import CLASS_KEY, SLO_KEYS, TPOT_SLO_KEY, TTFT_SLO_KEY
+from sglang_flowprefill.api.class_file import load_slo_classes
 from sglang_flowprefill.api.classes import (
     DEFAULT_CLASS,
     SloClass,
     SloClasses,
-    load_slo_classes,
     tpot_problem,
     ttft_problem,
 )

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sglang_flowprefill.api.classes import ServerSlo, SloClasses, load_slo_classes
+from sglang_flowprefill.api.class_file import ServerSlo, load_slo_classes
+from sglang_flowprefill.api.classes import SloClasses
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.errors import PlanError
 from sglang_flowprefill.sim.costs import FittedCost, PassCost, RooflineCost, costs_for

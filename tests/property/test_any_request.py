@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sglang_flowprefill.api import MatchRule, SloClass, SloClasses, SloMiddleware, SloResolver
 from sglang_flowprefill.api.body import CLASS_KEY, SLO_KEYS, TPOT_SLO_KEY, TTFT_SLO_KEY
-from sglang_flowprefill.api.classes import AUTHORITIES, Bounds, ServerSlo, load_slo_classes
+from sglang_flowprefill.api.class_file import ServerSlo, load_slo_classes
+from sglang_flowprefill.api.classes import AUTHORITIES, Bounds
 from sglang_flowprefill.api.http import take_header
 from sglang_flowprefill.api.request_features import require_servable
 from sglang_flowprefill.api.slo import HEADERS, with_own_fields

@@ -14,7 +14,7 @@ from bench.__main__ import _parser as bench_parser
 from bench.decision_cost import __file__ as decision_cost_file
 from bench.gpu.options import add_gpu_arguments
 from sglang_flowprefill.__main__ import command_line
-from sglang_flowprefill.api import classes, slo
+from sglang_flowprefill.api import class_file, slo
 from sglang_flowprefill.api.body import SLO_KEYS
 from sglang_flowprefill.config import VARIABLE_PREFIX, FlowPrefillConfig, flag_of
 from tests.documented import ROOT, USER_PAGES, blocks, words
@@ -102,7 +102,7 @@ def test_every_key_of_the_class_file_is_documented_and_the_reverse():
     page = (ROOT / "docs/reference/slo.md").read_text(encoding="utf-8")
     of_class = page.partition("| key of a class |")[2].partition("\n\n")[0]
     of_rule = page.partition("| key | holds for |")[2].partition("\n\n")[0]
-    for table, entry in ((of_class, classes._ClassEntry), (of_rule, classes._RuleEntry)):
+    for table, entry in ((of_class, class_file._ClassEntry), (of_rule, class_file._RuleEntry)):
         documented = re.findall(r"^\| `(\w+)", table, re.MULTILINE)
         assert sorted(documented) == sorted(f.encode_name for f in msgspec.structs.fields(entry))
 
@@ -112,7 +112,7 @@ def test_class_files_in_the_documentation_are_valid(block, tmp_path):
     """What a page shows as a class file is accepted as one."""
     path = tmp_path / "classes.yaml"
     path.write_text(block.text)
-    assert classes.load_slo_classes(str(path), classes.ServerSlo(1000.0))
+    assert class_file.load_slo_classes(str(path), class_file.ServerSlo(1000.0))
 
 
 def test_every_command_in_the_documentation_exists():

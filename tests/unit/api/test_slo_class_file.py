@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sglang_flowprefill.api import MatchRule, SloClass, load_slo_classes
-from sglang_flowprefill.api.classes import Bounds, ServerSlo
+from sglang_flowprefill.api.class_file import ServerSlo
+from sglang_flowprefill.api.classes import Bounds
 from sglang_flowprefill.core import ClassAttainment, Slo
 from sglang_flowprefill.errors import ConfigError
 

@@ -4,7 +4,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.workloads.slo import ttft_slos_s, write_slo_classes
-from sglang_flowprefill.api.classes import ServerSlo, load_slo_classes
+from sglang_flowprefill.api.class_file import ServerSlo, load_slo_classes
 
 
 def test_objectives_scale_and_come_tightest_first():
