@@ -204,12 +204,12 @@ def test_the_command_finds_this_installation_in_order():
 @pytest.mark.server
 def test_the_command_names_each_refused_flag():
     """Exit status 1; what depends on a good command line says that it was not looked at."""
-    flags = ("--chunked-prefill-size", "2048", "--schedule-policy", "lpm")
+    flags = ("--enable-lora", "--nnodes", "2")
     status, checks = run_doctor(*flags, SGLANG_FLOWPREFILL="2")
     assert status == 1
     assert checks["plugin"]["status"] == "fail"
-    assert "--chunked-prefill-size 2048: " in checks["flags"]["found"]
-    assert "--schedule-policy lpm: " in checks["flags"]["found"]
+    assert "--enable-lora True: " in checks["flags"]["found"]
+    assert "--nnodes 2: " in checks["flags"]["found"]
     assert "not checked" in checks["model"]["found"]
 
 

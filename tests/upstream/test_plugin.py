@@ -29,7 +29,7 @@ print("scheduler", scheduler.Scheduler.__name__)
 print("hooks", len([h for hooks in HookRegistry._hooks.values() for h in hooks]))
 print("flags", "--flowprefill-policy" in parser.format_help())
 print("attention", ATTENTION_BACKENDS["torch_native"].__module__)
-print("adapter", any(name.startswith("sglang_flowprefill.adapter.s") for name in sys.modules))
+print("adapter", "sglang_flowprefill.adapter.serving.scheduler" in sys.modules)
 """
 
 
@@ -82,7 +82,7 @@ UNUSABLE = {
     "--flowprefill-strict --chunked-prefill-size 2048": "taken over, which --flowprefill-strict",
     "--nnodes 2": "--nnodes 2",
     "--enable-lora": "--enable-lora True",
-    "--flowprefill-policy magic": "choose one of s-edf, s-edf-paper, edf, sjf, hrrn, fcfs",
+    "--flowprefill-policy magic": "choose one of edf, fcfs, hrrn, s-edf, s-edf-paper, sjf",
     "--flowprefill-max-suspended 0": "--flowprefill-max-suspended",
     "--flowprefill-tpot-slo-ms fast": "expected a value of type float",
     "--flowprefill-slo-config no-such-file.yaml": "cannot read the file",
