@@ -2,7 +2,7 @@
 
 The bench is the library ``bench`` in a checkout of the repository. It ships as
 ``sglang_flowprefill.bench``, so that an installation does not take a name as common as ``bench``
-from everybody else; this command, and nothing else, makes it importable under its own name.
+from everybody else; ``bench_module``, and nothing else, makes it importable under its own name.
 """
 
 import argparse
@@ -39,10 +39,19 @@ def run(args: argparse.Namespace, unparsed: Sequence[str]) -> None:
     raise SystemExit(main())
 
 
+def bench_module(name: str) -> Any:
+    """Return a module of the bench by its name there, such as ``workloads.trace_file``.
+
+    Raises:
+        ModuleNotFoundError: Packages that it needs are not installed.
+    """
+    sys.modules.setdefault("bench", importlib.import_module(_SHIPPED_AS))
+    return importlib.import_module(f"bench.{name}")
+
+
 def _bench_main() -> Any:
     try:
-        sys.modules["bench"] = importlib.import_module(_SHIPPED_AS)
-        return importlib.import_module("bench.__main__").main
+        return bench_module("__main__").main
     except ModuleNotFoundError as error:
         raise BenchUnavailableError(
             f"the bench cannot be loaded: {error}; install what it needs with "

@@ -1,7 +1,6 @@
 """What ``simulate`` reads: traces, rows of the bench, class files, models, costs."""
 
 import argparse
-import importlib
 import json
 import math
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 from sglang_flowprefill.api.class_file import ServerSlo, load_slo_classes
 from sglang_flowprefill.api.classes import SloClasses
+from sglang_flowprefill.commands.bench import bench_module
 from sglang_flowprefill.core import Slo
 from sglang_flowprefill.errors import PlanError
 from sglang_flowprefill.sim.costs import FittedCost, PassCost, RooflineCost, costs_for
@@ -105,7 +105,7 @@ def _scaled(request: TracedRequest, factor: float) -> TracedRequest:
 
 def _requests(args: argparse.Namespace) -> tuple[list[TracedRequest], str]:
     if args.trace is None:
-        drawn = _bench("workloads.qwentrace_like").generate_requests(1000, args.seed)
+        drawn = bench_module("workloads.qwentrace_like").generate_requests(1000, args.seed)
         return [_traced(r) for r in drawn], "built-in generator (QwenTrace-like)"
     path: Path = args.trace
     if path.suffix == ".json":
@@ -115,10 +115,10 @@ def _requests(args: argparse.Namespace) -> tuple[list[TracedRequest], str]:
             for r in sorted(rows, key=lambda row: row.sent_s)
         ]
         return requests, f"{path.name} (rows of a measurement)"
-    reader = _bench("workloads.trace_file")
+    reader = bench_module("workloads.trace_file")
     try:
         requests = [_traced(r) for r in reader.read_trace(path)]
-    except _bench("errors").TraceFileError as error:
+    except bench_module("errors").TraceFileError as error:
         raise PlanError(str(error)) from error
     return requests, path.name
 
@@ -217,10 +217,3 @@ def _measured(path: Path, index: int, row: Mapping[str, Any]) -> MeasuredRow:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"{path}: row {index}: {error!r}") from error
-
-
-def _bench(module: str) -> Any:
-    """Return a module of the bench, which ships under another name (``commands/bench.py``)."""
-    if "bench" not in sys.modules:
-        sys.modules["bench"] = importlib.import_module("sglang_flowprefill.bench")
-    return importlib.import_module(f"bench.{module}")

@@ -239,14 +239,14 @@ class PrefillDecider:
         first = found.first
         if first is None:
             return self._without_prefill(view)
-        late = self._late_within_slack(first, found, view, now_s)
+        loan = _Loan.of(first.candidate, self.policy.lent_share, now_s)
+        late = self._late_within_slack(loan, first, found, view, now_s)
         if late is None:
             return self._decide_for(first, found, view, now_s)
         if late.batch is None:
             found = replace(found, head=late)
         decision = self._decide_for(late, found, view, now_s)
         if isinstance(decision, StartBatch | ResumeBatch):
-            loan = _Loan.of(first.candidate, self.policy.lent_share, now_s)
             return replace(decision, review_s=min(decision.review_s, loan.review_s))
         return decision
 
@@ -290,14 +290,13 @@ class PrefillDecider:
         )
 
     def _late_within_slack(
-        self, first: _Contender, found: _Round, view: RoundView, now_s: float
+        self, loan: _Loan, first: _Contender, found: _Round, view: RoundView, now_s: float
     ) -> _Contender | None:
         """Return the shortest doomed prefill to which the first in order has slack to lend.
 
         It gets a key before all feasible ones and after the starving. Whoever it must not delay
         preempts it once the loan is over, for which there is a review.
         """
-        loan = _Loan.of(first.candidate, self.policy.lent_share, now_s)
         if loan.review_s <= now_s or found.blocked is not None:
             return None  # nothing to lend; or memory is short: strictly in order
         key = (first.key[0], -math.inf)

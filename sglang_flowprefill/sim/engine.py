@@ -293,6 +293,10 @@ class SimulatedEngine:
         arrived, self._arrived = self._arrived, []
         return arrived
 
+    def has_client(self, now_s: float) -> bool:
+        """Tell whether a client comes, or leaves, by this time."""
+        return self._next_client_s() <= now_s
+
     def let_clients_come_and_go(self) -> list[EventKind]:
         """Queue who has come, end who has left; return the events."""
         happened: list[EventKind] = []
@@ -612,8 +616,8 @@ class _Clients:
         self._engine = engine
 
     def is_ready(self, now_s: float) -> bool:
-        """Never asked: the engine knows when the next client comes."""
-        raise NotImplementedError
+        """Tell whether the next client has come by now."""
+        return self._engine.has_client(now_s)
 
     def take(self, now_s: float) -> Iterable[EventKind]:  # noqa: ARG002 (protocol)
         """Queue who has come, end who has left."""
